@@ -1,0 +1,219 @@
+// Every operation of the engine: one params struct and one function per op. ops.cc checks the
+// shapes and dispatches on the device; cpu/ holds the reference and default implementation.
+//
+// Contract of every op:
+// - Row invariance: the result of a row is bitwise independent of which other rows are in the call,
+//   of how a prompt was cut into chunks and of the number of threads. So a sequence gives the same
+//   tokens alone, in a batch, chunked, restored from a prefix or handed over.
+// - Activations are device.activation_dtype(); accumulation is f32. Norm weights, sinks and router
+//   biases are f32.
+// - Inputs and outputs may not overlap unless a comment says so.
+// - Errors: INVALID_ARGUMENT names the op and the shape that does not fit; anything else is the
+//   device's. Not thread-safe: called by the engine loop's thread only.
+// Formulas: HySparse, arXiv 2602.03560, as written out in the comments below.
+#ifndef HYSERVE_ENGINE_KERNELS_OPS_H_
+#define HYSERVE_ENGINE_KERNELS_OPS_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/kernels/attention_batch.h"
+#include "engine/tensor/device.h"
+#include "engine/tensor/tensor.h"
+
+namespace hyserve::kernels {
+
+using tensor::Device;
+using tensor::TensorView;
+
+// ---- Weights -------------------------------------------------------------------------------------
+
+// A weight matrix [out_features, in_features] in the layout that Linear wants on its device.
+// Immutable, may be shared between threads.
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t in_features() const = 0;
+  virtual tensor::DType dtype() const = 0;
+  virtual size_t size_bytes() const = 0;
+};
+
+// Packs host matrices (row-major [n_i, in_features], f32 / bf16 / f16, all of one dtype) stacked
+// along out_features: one GEMM for Q, K, V and gates. f16 is kept as f32. The parts are read only
+// during the call.
+absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(Device& device,
+                                                         std::span<const TensorView> host_parts);
+
+// ---- Dense parts ---------------------------------------------------------------------------------
+
+struct EmbedTokensParams {
+  const int32_t* token_ids = nullptr;  // device, [num_rows]; REQUIRES: in [0, table.rows)
+  TensorView table;                    // device, [vocab, hidden], f32 or bf16
+  TensorView out;                      // [num_rows, hidden]
+};
+absl::Status EmbedTokens(Device& device, const EmbedTokensParams& params);
+
+// hidden += delta (if there is one); out = hidden / sqrt(mean(hidden^2) + epsilon) * weight.
+struct AddRmsNormParams {
+  TensorView hidden;              // [num_rows, hidden], in and out when delta is given
+  TensorView delta;               // [num_rows, hidden] or empty
+  const float* weight = nullptr;  // device, [hidden]
+  float epsilon = 1e-5f;
+  TensorView out;  // [num_rows, hidden]; empty: only the addition
+};
+absl::Status AddRmsNorm(Device& device, const AddRmsNormParams& params);
+
+// y = x W^T.
+struct LinearParams {
+  TensorView x;  // [num_rows, in_features]
+  const PackedMatrix* weight = nullptr;
+  TensorView y;  // [num_rows, out_features], activation dtype or f32
+};
+absl::Status Linear(Device& device, const LinearParams& params);
+
+// out = silu(gate) * up.
+struct SwiGluParams {
+  TensorView gate_up;  // [num_rows, 2 * intermediate]: gate columns, then up columns
+  TensorView out;      // [num_rows, intermediate]
+};
+absl::Status SwiGlu(Device& device, const SwiGluParams& params);
+
+// out[i] = x[rows[i]].
+struct GatherRowsParams {
+  TensorView x;                   // [num_rows, cols]
+  const int32_t* rows = nullptr;  // device, [out.rows]
+  TensorView out;                 // [num_out, cols]
+};
+absl::Status GatherRows(Device& device, const GatherRowsParams& params);
+
+// Mixture of experts with a sigmoid router:
+//   s = sigmoid(logits); chosen = top k of s + correction_bias (ties: lower index);
+//   w = s[chosen], divided by their sum if normalize, times scaling_factor;
+//   out = sum over chosen of w_e * down_e(silu(gate_e x) * up_e x), summed in ascending expert order.
+struct MoeParams {
+  TensorView x;                           // [num_rows, hidden]
+  TensorView router_logits;               // [num_rows, num_experts], f32
+  const float* correction_bias = nullptr; // device, [num_experts] or null
+  std::span<const std::unique_ptr<PackedMatrix>> gate_up;  // per expert [2 * intermediate, hidden]
+  std::span<const std::unique_ptr<PackedMatrix>> down;     // per expert [hidden, intermediate]
+  int experts_per_token = 0;
+  bool normalize = true;
+  float scaling_factor = 1.0f;
+  TensorView out;  // [num_rows, hidden]
+};
+absl::Status MixtureOfExperts(Device& device, const MoeParams& params);
+
+// ---- Rotary and cache writes ---------------------------------------------------------------------
+
+// Rotates the first rotary_dim dims of every head, pairs (i, i + rotary_dim / 2), by the angle
+// position * inv_freq[i]; inv_freq[i] = theta^(-2 i / rotary_dim). In place.
+struct RotaryParams {
+  TensorView x;  // [num_rows, num_heads * head_dim]
+  int num_heads = 0;
+  int head_dim = 0;
+  int rotary_dim = 0;                   // even, <= head_dim; 0: nothing to do
+  const float* inv_freq = nullptr;      // device, [rotary_dim / 2]
+  const int32_t* positions = nullptr;   // device, [num_rows]
+};
+absl::Status Rotary(Device& device, const RotaryParams& params);
+
+// Rotates k (as Rotary, in place), multiplies v by value_scale, rounds both to the cache's dtype and
+// writes them to the pages of each row's sequence.
+struct AppendPagedKvParams {
+  TensorView k;  // [num_rows, num_kv_heads * head_dim]
+  TensorView v;  // [num_rows, num_kv_heads * v_head_dim]
+  int rotary_dim = 0;
+  const float* inv_freq = nullptr;
+  float value_scale = 1.0f;
+  const AttentionBatch* batch = nullptr;
+  PagedKv kv;
+};
+absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params);
+
+// The same for a window layer, but into a buffer of this step's rows: the rings still hold keys that
+// the step's first rows must see. WindowSparseAttention reads ring and buffer; StoreWindowKv then
+// moves the last rows into the ring.
+struct PrepareWindowKvParams {
+  TensorView k;
+  TensorView v;
+  int rotary_dim = 0;
+  const float* inv_freq = nullptr;
+  float value_scale = 1.0f;
+  const AttentionBatch* batch = nullptr;
+  TensorView step_k;  // [num_rows, num_kv_heads * head_dim], cache dtype
+  TensorView step_v;  // [num_rows, num_kv_heads * v_head_dim], cache dtype
+  int num_kv_heads = 0;
+  int head_dim = 0;
+};
+absl::Status PrepareWindowKv(Device& device, const PrepareWindowKvParams& params);
+
+// Writes the last min(rows, window) rows of every sequence into its ring (slot = position mod
+// window).
+struct StoreWindowKvParams {
+  TensorView step_k;
+  TensorView step_v;
+  const AttentionBatch* batch = nullptr;
+  WindowKv ring;
+};
+absl::Status StoreWindowKv(Device& device, const StoreWindowKvParams& params);
+
+// ---- Attention -----------------------------------------------------------------------------------
+
+// Causal attention of a full layer over the pages, and its oracle output:
+//   a[t,h,j] = scale * q[t,h] . k[j, h / (heads per group)]  for j <= t
+//   LSE[t,h] = log sum_j exp a;  out[t,h] = sum_j exp(a - LSE) v[j]
+//   score[t,g,i] = max over heads h of g of (max over visible j in block i of a[t,h,j]) - LSE[t,h]
+//   selection[t,g] = the selected_blocks best i by (score descending, i ascending), written in
+//                    ascending order of i, padded with -1 when fewer blocks are visible.
+// The pages must already hold the keys of every row (AppendPagedKv).
+struct FullAttentionParams {
+  TensorView q;    // [num_rows, num_heads * head_dim], rotated
+  TensorView out;  // [num_rows, num_heads * v_head_dim]
+  int num_heads = 0;
+  float scale = 1.0f;
+  const AttentionBatch* batch = nullptr;
+  PagedKv kv;
+  int32_t* selection = nullptr;  // device, [num_rows, num_kv_heads, selected_blocks] or null
+  int selected_blocks = 0;       // 1 .. 64
+  // For tests and reports: [num_rows, num_kv_heads, scores_stride >= blocks of max_context], device,
+  // -inf where a block is not visible. Null in serving.
+  float* block_scores = nullptr;
+  int64_t scores_stride = 0;
+};
+absl::Status FullAttention(Device& device, const FullAttentionParams& params);
+
+// A sparse layer (window and sparse branch) or a sliding layer (window branch only; selection null):
+//   o_w[t,h] = softmax over j in (t - window, t] of scale * q . k'_j, with sink, times v'_j
+//   o_s[t,h] = softmax over visible j of the blocks selection[t, g(h)] of scale * q . K_j, with sink,
+//              times V_j (K, V: pages of the full layer that the selection came from)
+//   out = sigmoid(sparse_gate) * o_s + sigmoid(window_gate) * o_w; a missing gate counts as 1.
+// A sink b adds exp(b) to the softmax's denominator and has no value.
+struct WindowSparseAttentionParams {
+  TensorView q;    // [num_rows, num_heads * head_dim], rotated
+  TensorView out;  // [num_rows, num_heads * v_head_dim]
+  int num_heads = 0;
+  float scale = 1.0f;
+  const AttentionBatch* batch = nullptr;
+  // Window branch.
+  WindowKv ring;
+  TensorView step_k;  // from PrepareWindowKv
+  TensorView step_v;
+  const float* window_sink = nullptr;  // device, [num_heads] or null
+  TensorView window_gate;              // [num_rows, num_heads] or [num_rows, num_heads * v_head_dim]
+                                       // before the sigmoid, or empty
+  // Sparse branch.
+  PagedKv kv;
+  const int32_t* selection = nullptr;  // device, [num_rows, kv.num_kv_heads, selected_blocks]
+  int selected_blocks = 0;
+  const float* sparse_sink = nullptr;
+  TensorView sparse_gate;
+};
+absl::Status WindowSparseAttention(Device& device, const WindowSparseAttentionParams& params);
+
+}  // namespace hyserve::kernels
+
+#endif  // HYSERVE_ENGINE_KERNELS_OPS_H_

@@ -1,0 +1,55 @@
+// A device: where buffers live and ops run. One Device per engine; the engine loop's thread is the
+// only caller of everything here, except where a comment says otherwise.
+//
+// The CPU device ("cpu") owns the thread pool that its ops use. A CUDA device owns a stream: ops
+// are enqueued in order and Synchronize() waits for them; on the CPU an op has finished when its
+// function returns.
+#ifndef HYSERVE_ENGINE_TENSOR_DEVICE_H_
+#define HYSERVE_ENGINE_TENSOR_DEVICE_H_
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/tensor/buffer.h"
+#include "engine/tensor/tensor.h"
+
+namespace hyserve::tensor {
+
+enum class DeviceKind { kCpu, kCuda };
+
+struct DeviceOptions {
+  std::string name = "cpu";  // "cpu", later "cuda:0"
+  int num_threads = 0;       // CPU only; 0 = one per core that the process may run on
+  std::string isa = "auto";  // CPU only: "auto", "avx512", "avx2", "scalar"
+};
+
+class Device {
+ public:
+  // INVALID_ARGUMENT: unknown name or isa, or an isa that this machine lacks.
+  static absl::StatusOr<std::unique_ptr<Device>> Create(const DeviceOptions& options);
+  virtual ~Device() = default;
+
+  virtual DeviceKind kind() const = 0;
+  // For logs: "cpu avx512 2 threads".
+  virtual std::string Description() const = 0;
+
+  // Zero-filled memory, aligned to at least 64 bytes. RESOURCE_EXHAUSTED when there is not enough.
+  // Thread-safe.
+  virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+
+  // Dtype in which activations are kept: f32 on the CPU.
+  virtual DType activation_dtype() const = 0;
+
+  // Copies between host memory and this device; ordered with the ops. ToHost returns when the
+  // bytes are there.
+  virtual absl::Status CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
+  virtual absl::Status CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+};
+
+}  // namespace hyserve::tensor
+
+#endif  // HYSERVE_ENGINE_TENSOR_DEVICE_H_

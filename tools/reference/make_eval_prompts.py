@@ -1,0 +1,1 @@
+def build_prompt(*a, **k): raise NotImplementedError
