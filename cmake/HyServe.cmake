@@ -26,9 +26,11 @@ if(HYSERVE_SANITIZE)
   add_compile_options(-fsanitize=${HYSERVE_SANITIZE} -fno-omit-frame-pointer
                       -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${HYSERVE_SANITIZE})
-  # gcc 12 reports false positives of these under the sanitizers' instrumentation.
-  add_compile_options(-Wno-maybe-uninitialized -Wno-restrict -Wno-stringop-overflow
-                      -Wno-array-bounds)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # gcc 12 reports false positives of these under the sanitizers' instrumentation.
+    add_compile_options(-Wno-maybe-uninitialized -Wno-restrict -Wno-stringop-overflow
+                        -Wno-array-bounds)
+  endif()
 endif()
 
 # TEMPORARY, while several folders are written at once: drop files and targets that are not there yet.

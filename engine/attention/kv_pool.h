@@ -1,7 +1,7 @@
 // The memory of all cached state on one device: blocks of the full layers and window slabs, as laid
 // out in kv_cache/kv_layout.h. Memory only: who owns which block is the allocators' business
-// (kv_cache/). The pool is one allocation for blocks and one for slabs, so that a transport registers
-// them once.
+// (kv_cache/). The pool is one allocation for blocks and one for slabs, so that a transport
+// registers them once.
 //
 // Contents are touched by the engine loop's thread (ops) and by the transport, never the same block
 // at once: a block belongs to exactly one of them at any time.

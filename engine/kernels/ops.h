@@ -116,7 +116,7 @@ struct RotaryParams {
   int num_heads = 0;
   int head_dim = 0;
   int rotary_dim = 0;                   // even, <= head_dim; 0: nothing to do
-  const float* inv_freq = nullptr;      // device, [rotary_dim / 2]
+  const double* inv_freq = nullptr;      // device, [rotary_dim / 2]
   const int32_t* positions = nullptr;   // device, [num_rows]
 };
 absl::Status Rotary(Device& device, const RotaryParams& params);
@@ -127,7 +127,7 @@ struct AppendPagedKvParams {
   TensorView k;  // [num_rows, num_kv_heads * head_dim]
   TensorView v;  // [num_rows, num_kv_heads * v_head_dim]
   int rotary_dim = 0;
-  const float* inv_freq = nullptr;
+  const double* inv_freq = nullptr;
   float value_scale = 1.0f;
   const AttentionBatch* batch = nullptr;
   PagedKv kv;
@@ -141,7 +141,7 @@ struct PrepareWindowKvParams {
   TensorView k;
   TensorView v;
   int rotary_dim = 0;
-  const float* inv_freq = nullptr;
+  const double* inv_freq = nullptr;
   float value_scale = 1.0f;
   const AttentionBatch* batch = nullptr;
   TensorView step_k;  // [num_rows, num_kv_heads * head_dim], cache dtype

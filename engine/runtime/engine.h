@@ -51,6 +51,9 @@ struct SequenceRequest {
   bool use_prefix_cache = true;
   std::string cache_scope;  // prefixes are shared only within a scope
   absl::Time deadline = absl::InfiniteFuture();  // checked before every step
+  // The last tokens of `prompt` that an earlier attempt generated: they count as generated for the
+  // penalties, and random numbers go on behind them. max_tokens and min_tokens are of this attempt.
+  int32_t prior_generated_tokens = 0;
 };
 
 // Blocks and slab of a sequence, indices into the engine's KvPool.

@@ -24,10 +24,10 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // [-2, 2], over generated tokens
   float repetition_penalty = 1.0f;  // (0, 2], over prompt and generated tokens
   uint64_t seed = 0;                // random numbers: counter-based on (seed, choice, index)
-  std::vector<std::pair<int32_t, float>> logit_bias;  // |bias| <= 100
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // |bias| <= 100
   int32_t max_tokens = 16;                            // >= 1
   int32_t min_tokens = 0;  // before this many tokens no stop id ends the sequence or is sampled
-  std::vector<int32_t> stop_token_ids;  // ends the sequence; the stop token itself is emitted
+  std::vector<int32_t> stop_token_ids = {};  // ends the sequence; the stop token itself is emitted
   bool ignore_eos = false;              // the model's end tokens do not end the sequence
   int32_t num_logprobs = -1;            // -1: none; 0: of the chosen token; n: the n best besides
 
@@ -48,7 +48,7 @@ struct TokenLogprob {
 struct SampledToken {
   int32_t token_id = 0;
   float logprob = 0;                 // valid when num_logprobs >= 0
-  std::vector<TokenLogprob> top;     // best first, num_logprobs entries
+  std::vector<TokenLogprob> top = {};  // best first, num_logprobs entries
   bool operator==(const SampledToken&) const = default;
 };
 

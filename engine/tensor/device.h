@@ -44,9 +44,10 @@ class Device {
   virtual DType activation_dtype() const = 0;
 
   // Copies between host memory and this device; ordered with the ops. ToHost returns when the
-  // bytes are there.
+  // bytes are there. Regions must not overlap.
   virtual absl::Status CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
   virtual absl::Status CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
+  virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
 };
 

@@ -35,7 +35,7 @@ struct AddedTokenSpan {
 struct AddedTokenFilter {
   bool parse_special = true;  // false: special tokens are ordinary text
   // Special tokens that touch one of these ranges are ordinary text. Sorted and disjoint.
-  std::span<const ByteRange> literal_ranges;
+  std::span<const ByteRange> literal_ranges = {};
 };
 
 // Finds the tokens of one set, leftmost first, longest at one place. Immutable and thread-safe.

@@ -16,6 +16,15 @@ using Kind = TemplateToken::Kind;
 using ExprKind = TemplateExpr::Kind;
 
 constexpr int kMaxDepth = 64;
+constexpr int kMaxTreeDepth = 200;  // of one expression: what the interpreter recurses over
+
+int TreeDepth(const TemplateExpr& expr) {
+  int deepest = 0;
+  for (const TemplateExprPtr& arg : expr.args) {
+    if (arg != nullptr) deepest = std::max(deepest, TreeDepth(*arg));
+  }
+  return deepest + 1;
+}
 
 bool Contains(std::initializer_list<std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -113,7 +122,7 @@ class Parser {
         body.push_back(std::move(node));
       } else if (token.kind == Kind::kOutputBegin) {
         node.kind = TemplateNode::Kind::kOutput;
-        node.expr = Expression();
+        node.expr = FullExpression();
         Expect(Kind::kOutputEnd, "'}}'");
         body.push_back(std::move(node));
       } else if (token.kind == Kind::kBlockBegin) {
@@ -147,7 +156,7 @@ class Parser {
     bool has_condition = true;
     while (ok()) {
       TemplateBranch branch;
-      if (has_condition) branch.condition = Expression();
+      if (has_condition) branch.condition = FullExpression();
       Expect(Kind::kBlockEnd, "'%}'");
       branch.body = has_condition ? Body({"elif", "else", "endif"}) : Body({"endif"});
       node->branches.push_back(std::move(branch));
@@ -162,8 +171,10 @@ class Parser {
     node->kind = TemplateNode::Kind::kFor;
     node->name = ExpectName("the name of the loop variable");
     if (!SkipName("in")) Refuse("expected 'in' (one loop variable only)");
-    node->expr = Or();
-    if (IsName("if") || IsName("recursive")) Refuse("filtered and recursive loops are not supported");
+    node->expr = Bounded(Or());
+    if (IsName("if") || IsName("recursive")) {
+      Refuse("filtered and recursive loops are not supported");
+    }
     Expect(Kind::kBlockEnd, "'%}'");
     node->body = Body({"endfor"});
     Expect(Kind::kBlockEnd, "'%}' ({% else %} of a loop is not supported)");
@@ -173,7 +184,7 @@ class Parser {
     node->kind = TemplateNode::Kind::kSet;
     node->name = ExpectName("the name of a variable");
     if (!SkipOperator("=")) Refuse("only {% set name = expression %} is supported");
-    node->expr = Expression();
+    node->expr = FullExpression();
     Expect(Kind::kBlockEnd, "'%}'");
   }
 
@@ -191,11 +202,18 @@ class Parser {
     if (right != nullptr) expr->args.push_back(std::move(right));
     return expr;
   }
-  // Left-associative chains nest in the tree as deep as they are long, and the interpreter
-  // recurses over the tree.
+  // Left-associative chains nest in the tree as deep as they are long.
   void CountLink(int* links) {
     if (++*links > kMaxDepth) Refuse("an expression with more than 64 links in a chain");
   }
+
+  TemplateExprPtr Bounded(TemplateExprPtr expr) {
+    if (ok() && TreeDepth(*expr) > kMaxTreeDepth) {
+      Refuse("an expression deeper than 200 operations");
+    }
+    return expr;
+  }
+  TemplateExprPtr FullExpression() { return Bounded(Expression()); }
 
   TemplateExprPtr Expression() {
     Depth depth(this);

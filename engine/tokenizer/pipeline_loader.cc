@@ -58,7 +58,8 @@ absl::Status LoadSplit(JsonFields* fields, TokenizerParts* parts) {
   }
   auto regex = is_regex ? Regex::Compile(text) : Regex::CompileLiteral(text);
   if (!regex.ok()) {
-    return JsonError(pattern.PathOf(is_regex ? "Regex" : "String"), FromAbsl(regex.status().message()));
+    return JsonError(pattern.PathOf(is_regex ? "Regex" : "String"),
+                     FromAbsl(regex.status().message()));
   }
   SplitStep step;
   step.regex = *std::move(regex);

@@ -29,8 +29,8 @@ class Regex {
   };
 
   // Compiles a pattern of the dialect in regex_dialect.h. InvalidArgument when the pattern is not
-  // in the dialect, does not compile, can match the empty string, or backtracks more than linearly
-  // on probe texts (see kProbeBytes in the .cc file).
+  // in the dialect, does not compile, can match the empty string, or needs more than linear work
+  // to split long runs of characters (it is tried on some).
   static absl::StatusOr<std::unique_ptr<const Regex>> Compile(std::string_view pattern);
   // A pattern that matches exactly the bytes of `text`. InvalidArgument when it is empty.
   static absl::StatusOr<std::unique_ptr<const Regex>> CompileLiteral(std::string_view text);
@@ -49,7 +49,8 @@ class Regex {
   explicit Regex(std::unique_ptr<Code> code);
   static absl::StatusOr<std::unique_ptr<const Regex>> Build(std::string_view pattern,
                                                             uint32_t options);
-  absl::Status Probe() const;
+  // InvalidArgument if splitting the probe texts takes more than linear work.
+  static absl::Status Probe(std::string_view pattern);
   // Returns the PCRE2 result code.
   int Match(std::string_view text, size_t begin, uint32_t options, Scratch* scratch) const;
 

@@ -57,7 +57,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view jso
                                                             std::string_view name) {
   absl::StatusOr<TokenizerParts> parts = ParseTokenizerParts(json);
   if (!parts.ok()) {
-    return absl::Status(parts.status().code(), StrCat(name, ": ", FromAbsl(parts.status().message())));
+    return absl::Status(parts.status().code(),
+                        StrCat(name, ": ", FromAbsl(parts.status().message())));
   }
   return std::make_unique<Tokenizer>(*std::move(parts));
 }

@@ -9,7 +9,8 @@
 //   post_processor  null, ByteLevel, TemplateProcessing, Sequence of those
 //   decoder         ByteLevel
 //   added_tokens    all flags
-// Ids are equal to those of Hugging Face `tokenizers` (tests/engine/tokenizer/parity_test.cc).
+// Ids are equal to those of Hugging Face `tokenizers` (tests/engine/tokenizer/parity_test.cc) for
+// every code point that Unicode 14 assigns; newer ones may be split elsewhere by newer tables.
 #ifndef HYSERVE_ENGINE_TOKENIZER_TOKENIZER_H_
 #define HYSERVE_ENGINE_TOKENIZER_TOKENIZER_H_
 
@@ -44,7 +45,7 @@ struct EncodeOptions {
   // Byte ranges of the text, sorted and disjoint, in which special tokens are ordinary text even
   // with parse_special: the parts of a rendered chat that came from the client. Not owned; read
   // during the call only.
-  std::span<const ByteRange> literal_ranges;
+  std::span<const ByteRange> literal_ranges = {};
 };
 
 // The parts that the loader builds; ids and indices are checked there.

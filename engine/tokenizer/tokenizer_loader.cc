@@ -279,6 +279,11 @@ absl::Status CheckDense(TokenizerParts* parts) {
     // A token outside the byte alphabet stands for its own bytes (Hugging Face's decoder).
     parts->token_bytes.push_back(PieceToBytes(text).value_or(text));
   }
+  for (const AddedToken& token : parts->added_tokens) {
+    if (!parts->normalize_nfc || !token.normalized) continue;
+    const std::string text = NormalizeNfc(token.content);
+    parts->token_bytes[token.id] = PieceToBytes(text).value_or(text);
+  }
   return absl::OkStatus();
 }
 

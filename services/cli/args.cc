@@ -74,7 +74,7 @@ absl::StatusOr<double> Args::GetDouble(std::string_view name, double fallback) c
   double value = 0;
   if (!absl::SimpleAtod(Get(name), &value) || !std::isfinite(value)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--", name, " must be a number; got '", Get(name), "'"));
+        absl::StrFormat("--%s must be a number; got '%s'", name, Get(name)));
   }
   return value;
 }

@@ -16,8 +16,8 @@ namespace hyserve::cli {
 
 // What a subcommand accepts. Anything else is refused by name.
 struct ArgSpec {
-  std::set<std::string> options;  // take a value
-  std::set<std::string> flags;    // take none
+  std::set<std::string> options = {};  // take a value
+  std::set<std::string> flags = {};    // take none
   int min_positionals = 0;
   int max_positionals = 0;
 };

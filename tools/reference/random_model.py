@@ -73,7 +73,7 @@ def random_weights(cfg: config_lib.HysparseConfig, seed: int, gain: float = 1.6)
     if "norm" in name:
       values = 1.0 + 0.2 * values
     elif name.endswith("embed_tokens.weight"):
-      pass
+      values = values * (0.3 if cfg.tie_word_embeddings else 1.0)
     elif len(shape) == 2:
       values = values * (gain * shape[1] ** -0.5)
     elif name.endswith("e_score_correction_bias"):

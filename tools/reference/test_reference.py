@@ -158,7 +158,7 @@ def test_window_holds_the_query_and_its_predecessors():
     ("sparse_topk_tokens", 100), ("index_head_reduce", "sum"), ("force_local_blocks", 1),
     ("add_full_attention_sink_bias", True), ("n_shared_experts", 1), ("sparse_swa_branch", False),
     ("sliding_window_size", 128), ("attn_output_gate", {"full": True, "sparse": True}),
-    ("model_type", "hysparse2"), ("partial_rotary_factor", 0.95)])
+    ("model_type", "hysparse2"), ("partial_rotary_factor", 0.8)])
 def test_unimplemented_configuration_is_refused(key, value):
   raw, _, _ = golden_cases.CASES["gqa"]
   with pytest.raises(config_lib.ConfigError):

@@ -1,0 +1,90 @@
+#include "engine/attention/attention_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "engine/kv_cache/kv_layout.h"
+
+namespace hyserve::attention {
+namespace {
+
+absl::Status CheckSequence(size_t index, const PlanSequence& sequence) {
+  if (sequence.num_rows < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("step: sequence ", index, " has no rows"));
+  }
+  if (sequence.first_position < 0 ||
+      sequence.first_position > std::numeric_limits<int32_t>::max() - sequence.num_rows) {
+    return absl::InvalidArgumentError(absl::StrCat("step: sequence ", index,
+                                                   " starts at position ",
+                                                   sequence.first_position));
+  }
+  const int64_t context = int64_t{sequence.first_position} + sequence.num_rows;
+  if (static_cast<int64_t>(sequence.blocks.size()) < kv_cache::KvLayout::NumBlocks(context)) {
+    return absl::InvalidArgumentError(absl::StrCat("step: sequence ", index, " of ", context,
+                                                   " tokens has only ", sequence.blocks.size(),
+                                                   " blocks"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status AttentionPlan::Build(tensor::Device& device,
+                                  std::span<const PlanSequence> sequences) {
+  batch_ = {};
+  int64_t num_rows = 0;
+  int64_t max_blocks = 1;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const PlanSequence& sequence = sequences[s];
+    if (absl::Status status = CheckSequence(s, sequence); !status.ok()) return status;
+    num_rows += sequence.num_rows;
+    const int context = sequence.first_position + sequence.num_rows;
+    max_blocks = std::max(max_blocks, kv_cache::KvLayout::NumBlocks(context));
+    batch_.max_rows_per_seq = std::max(batch_.max_rows_per_seq, sequence.num_rows);
+    batch_.max_context = std::max(batch_.max_context, context);
+  }
+  if (num_rows > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError("step: more rows than an int32 can number");
+  }
+  const size_t num_seqs = sequences.size();
+  batch_.num_seqs = static_cast<int>(num_seqs);
+  batch_.num_rows = static_cast<int>(num_rows);
+  batch_.page_table_stride = static_cast<int>(max_blocks);
+
+  arrays_.Reset();
+  const size_t row_begin = arrays_.Extend(num_seqs + 1);
+  const size_t first_position = arrays_.Extend(num_seqs);
+  const size_t slab_index = arrays_.Extend(num_seqs);
+  const size_t positions = arrays_.Extend(num_rows);
+  const size_t row_seq = arrays_.Extend(num_rows);
+  const size_t page_table = arrays_.Extend(num_seqs * max_blocks);
+
+  int32_t row = 0;
+  for (size_t s = 0; s < num_seqs; ++s) {
+    const PlanSequence& sequence = sequences[s];
+    arrays_.host(row_begin)[s] = row;
+    arrays_.host(first_position)[s] = sequence.first_position;
+    arrays_.host(slab_index)[s] = sequence.slab;
+    for (int32_t i = 0; i < sequence.num_rows; ++i, ++row) {
+      arrays_.host(positions)[row] = sequence.first_position + i;
+      arrays_.host(row_seq)[row] = static_cast<int32_t>(s);
+    }
+    const size_t used = std::min<size_t>(sequence.blocks.size(), max_blocks);
+    std::copy_n(sequence.blocks.begin(), used, arrays_.host(page_table + s * max_blocks));
+  }
+  arrays_.host(row_begin)[num_seqs] = row;
+
+  if (absl::Status status = arrays_.Upload(device); !status.ok()) return status;
+  batch_.row_begin = arrays_.host(row_begin);
+  batch_.first_position = arrays_.host(first_position);
+  batch_.positions = arrays_.device(positions);
+  batch_.row_seq = arrays_.device(row_seq);
+  batch_.device_row_begin = arrays_.device(row_begin);
+  batch_.device_first_position = arrays_.device(first_position);
+  batch_.page_table = arrays_.device(page_table);
+  batch_.slab_index = arrays_.device(slab_index);
+  return absl::OkStatus();
+}
+
+}  // namespace hyserve::attention

@@ -1,0 +1,96 @@
+// A tile of query rows against one block of 64 keys at a time: the arithmetic that every attention
+// of the CPU shares, for one row as for many, so that decode and prefill agree bit for bit.
+//
+// Rows of a tile are (token, head of the group), heads innermost. Per block: logits by one chain of
+// multiply-adds over the head dim; the online softmax; then the values by one chain over the visible
+// keys in ascending order, continued from block to block. Keys that a row does not see never
+// enter its sums.
+#ifndef HYSERVE_ENGINE_KERNELS_CPU_ATTENTION_TILE_H_
+#define HYSERVE_ENGINE_KERNELS_CPU_ATTENTION_TILE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/kernels/attention_batch.h"
+#include "engine/kernels/cpu/simd_kernels.h"
+#include "engine/tensor/tensor.h"
+
+namespace hyserve::kernels::cpu {
+
+struct TileShape {
+  int heads = 0;  // query heads per KV head
+  int head_dim = 0;
+  int v_head_dim = 0;
+  int panel_cols = 0;
+
+  int v_cols() const { return (v_head_dim + panel_cols - 1) / panel_cols * panel_cols; }
+  // Floats of one tile of num_tokens tokens, and of one packed block.
+  int64_t StateFloats(int num_tokens) const {
+    return static_cast<int64_t>(num_tokens) * heads * (v_cols() + 2);
+  }
+  int64_t TileFloats(int num_tokens) const {
+    return StateFloats(num_tokens) +
+           static_cast<int64_t>(num_tokens) * heads * (head_dim + kBlockTokens);
+  }
+  int64_t BlockFloats() const { return static_cast<int64_t>(kBlockTokens) * (head_dim + v_cols()); }
+};
+
+// Running softmax of the rows of a tile; a view of memory owned elsewhere.
+struct SoftmaxState {
+  float* max = nullptr;   // [rows], largest logit so far, -inf before the first
+  float* sum = nullptr;   // [rows], sum of exp(logit - max)
+  float* out = nullptr;   // [rows, v_cols], not yet divided by the sum
+
+  static SoftmaxState At(float* memory, int64_t rows) {
+    return {memory, memory + rows, memory + 2 * rows};
+  }
+};
+
+// Keys and values of one block, as pointers to the single tokens (null: not in the cache).
+struct BlockKeys {
+  const void* keys[kBlockTokens];
+  const void* values[kBlockTokens];
+};
+
+// Pointers into page `block` of a full layer for one KV head.
+void PagePointers(const PagedKv& kv, int64_t block, int kv_head, BlockKeys& out);
+
+class AttentionTile {
+ public:
+  // memory: TileFloats(num_tokens) + BlockFloats() floats, used until the tile is destroyed.
+  AttentionTile(const SimdKernels& simd, const TileShape& shape, int num_tokens, float* memory);
+
+  int num_tokens() const { return num_tokens_; }
+  int64_t num_rows() const { return static_cast<int64_t>(num_tokens_) * shape_.heads; }
+  const TileShape& shape() const { return shape_; }
+  const SoftmaxState& state() const { return state_; }
+
+  // Copies q of one KV head's query heads, times scale. first_row is the row of the tile's first
+  // token; columns [kv_head * heads * head_dim, ...) are taken.
+  void LoadQueries(const tensor::TensorView& q, int64_t first_row, int kv_head, float scale);
+  // No key seen yet.
+  void ResetState();
+  void PackBlock(const BlockKeys& block, tensor::DType dtype);
+  // Attends tokens [token_begin, token_end) to keys [lo, hi) of the packed block; the same range for
+  // all of them. block_max as in SimdKernels::softmax_step, at the first of these rows, or null.
+  void Attend(int token_begin, int token_end, int lo, int hi, float* block_max,
+              int64_t block_max_stride);
+
+ private:
+  const SimdKernels& simd_;
+  const TileShape shape_;
+  const int num_tokens_;
+  SoftmaxState state_;
+  float* q_ = nullptr;       // [rows, head_dim]
+  float* scores_ = nullptr;  // [rows, kBlockTokens]
+  float* keys_ = nullptr;    // packed
+  float* values_ = nullptr;  // packed
+};
+
+// Joins the softmax of a later range of keys into `into`, for every row that saw keys there.
+void MergeState(const SimdKernels& simd, const TileShape& shape, int64_t rows,
+                const SoftmaxState& later, const SoftmaxState& into);
+
+}  // namespace hyserve::kernels::cpu
+
+#endif  // HYSERVE_ENGINE_KERNELS_CPU_ATTENTION_TILE_H_

@@ -1,0 +1,87 @@
+// The inner loops that depend on the instruction set, as a table of functions over plain pointers.
+//
+// One table per instruction set, each compiled in its own file with its own flags from the same
+// sources (*_kernels-inl.h). Those files use nothing of the standard library, so that no inline
+// function compiled for a newer machine can end up in code that an older one runs.
+//
+// Row invariance rests on these functions: every element of a result is computed by the same chain
+// of operations whatever the number of rows, and wherever a row stands among them.
+#ifndef HYSERVE_ENGINE_KERNELS_CPU_SIMD_KERNELS_H_
+#define HYSERVE_ENGINE_KERNELS_CPU_SIMD_KERNELS_H_
+
+#include <cstdint>
+
+namespace hyserve::kernels::cpu {
+
+inline constexpr int kBlockTokens = 64;  // tokens per block, the key tile of every attention
+
+struct SimdKernels {
+  int vector_width = 0;  // f32 lanes
+  int panel_cols = 0;    // columns of a packed panel: two vectors
+  int tile_rows = 0;     // rows of a GEMM register tile
+
+  // ---- GEMM ----
+  // B is a panel [k][panel_cols]: f32 in order, or bf16 with columns i and panel_cols / 2 + i
+  // stored side by side. Every element of C is one chain of fused multiply-adds over ascending k,
+  // started from 0 or, with accumulate, from C.
+
+  // C[rows, cols] (+)= A B. A is packed [k][tile_rows]; rows <= tile_rows, cols <= panel_cols.
+  void (*gemm_packed_f32)(const float* a, const float* b, float* c, int64_t c_stride, int64_t k,
+                          int rows, int cols, bool accumulate) = nullptr;
+  void (*gemm_packed_bf16)(const float* a, const uint16_t* b, float* c, int64_t c_stride,
+                           int64_t k, int rows, int cols, bool accumulate) = nullptr;
+  // C[rows, n] = A B over num_panels neighbouring panels; A[rows][k] as it lies in memory,
+  // rows <= 4; columns from n on are not written.
+  void (*gemv_f32)(const float* a, int64_t a_stride, int rows, const float* b, int64_t panel_stride,
+                   int num_panels, float* c, int64_t c_stride, int64_t n, int64_t k) = nullptr;
+  void (*gemv_bf16)(const float* a, int64_t a_stride, int rows, const uint16_t* b,
+                    int64_t panel_stride, int num_panels, float* c, int64_t c_stride, int64_t n,
+                    int64_t k) = nullptr;
+  // C[rows, panel_cols] (+)= A B for any number of rows, f32 panel, A as it lies in memory.
+  void (*gemm_rows)(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
+                    int64_t k, int rows, bool accumulate) = nullptr;
+
+  // ---- Attention tiles ----
+  // keys[j]: key j of a block, dim values, or null for zeros. out: panels
+  // [kBlockTokens / panel_cols][dim][panel_cols], keys along columns.
+  void (*pack_keys_f32)(const void* const* keys, int dim, float* out) = nullptr;
+  void (*pack_keys_bf16)(const void* const* keys, int dim, float* out) = nullptr;
+  // out: panels [ceil(dim / panel_cols)][kBlockTokens][panel_cols], zero-padded columns.
+  void (*pack_values_f32)(const void* const* values, int dim, float* out) = nullptr;
+  void (*pack_values_bf16)(const void* const* values, int dim, float* out) = nullptr;
+  // One step of the online softmax for every row: s[row][kBlockTokens] holds the logits, of which
+  // [lo, hi) are visible (not none); they become exp(s - m'), the others 0, with
+  // m' = max(m, block maximum); l and o[row][0, o_cols) are rescaled to m', l gains the row's sum.
+  // block_max[row * block_max_stride] = block maximum, if not null. o_cols is a multiple of
+  // panel_cols.
+  void (*softmax_step)(float* s, int rows, int lo, int hi, float* m, float* l, float* o,
+                       int64_t o_stride, int o_cols, float* block_max,
+                       int64_t block_max_stride) = nullptr;
+  // out[i] = max over heads h of block_max[h * stride + i] - lse[h].
+  void (*block_scores)(const float* block_max, int64_t stride, const float* lse, int heads,
+                       int64_t n, float* out) = nullptr;
+
+  // ---- Rows ----
+  void (*bf16_to_f32)(const uint16_t* x, float* out, int64_t n) = nullptr;
+  void (*f32_to_bf16)(const float* x, uint16_t* out, int64_t n) = nullptr;  // nearest even
+  void (*scale)(const float* x, float factor, float* out, int64_t n) = nullptr;  // out may be x
+  // out = a * out + b * x.
+  void (*blend)(float a, float* out, float b, const float* x, int64_t n) = nullptr;
+  // out = factor * x, times sigmoid(gate[i]) if gate is given, plus out if accumulate.
+  void (*gated)(const float* x, float factor, const float* gate, bool accumulate, float* out,
+                int64_t n) = nullptr;
+  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n) = nullptr;
+  // hidden += delta if given; out = hidden / sqrt(mean(hidden^2) + epsilon) * weight unless null.
+  void (*add_rms_norm)(float* hidden, const float* delta, const float* weight, float epsilon,
+                       float* out, int64_t n) = nullptr;
+  // x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin, in place.
+  void (*rotate)(float* x1, float* x2, const float* cos, const float* sin, int64_t n) = nullptr;
+};
+
+const SimdKernels& PortableKernels();
+const SimdKernels& Avx2Kernels();
+const SimdKernels& Avx512Kernels();
+
+}  // namespace hyserve::kernels::cpu
+
+#endif  // HYSERVE_ENGINE_KERNELS_CPU_SIMD_KERNELS_H_

@@ -1,0 +1,35 @@
+// The table of the instruction set whose file includes this, after the kernels themselves.
+// No include guard: included once by each simd_*.cc.
+
+namespace hyserve::kernels::cpu {
+namespace {
+
+constexpr SimdKernels MakeTable() {
+  SimdKernels table;
+  table.vector_width = Simd::kWidth;
+  table.panel_cols = kPanelCols;
+  table.tile_rows = Simd::kTileRows;
+  table.gemm_packed_f32 = &GemmPacked<F32Panel>;
+  table.gemm_packed_bf16 = &GemmPacked<Bf16Panel>;
+  table.gemv_f32 = &Gemv<F32Panel>;
+  table.gemv_bf16 = &Gemv<Bf16Panel>;
+  table.gemm_rows = &GemmRows;
+  table.pack_keys_f32 = &PackKeysF32;
+  table.pack_keys_bf16 = &PackKeysBf16;
+  table.pack_values_f32 = &PackValuesF32;
+  table.pack_values_bf16 = &PackValuesBf16;
+  table.softmax_step = &SoftmaxStep;
+  table.block_scores = &BlockScores;
+  table.bf16_to_f32 = &Bf16ToF32;
+  table.f32_to_bf16 = &F32ToBf16;
+  table.scale = &ScaleRow;
+  table.blend = &Blend;
+  table.gated = &Gated;
+  table.swiglu = &SwiGluRow;
+  table.add_rms_norm = &AddRmsNormRow;
+  table.rotate = &RotatePairs;
+  return table;
+}
+
+}  // namespace
+}  // namespace hyserve::kernels::cpu

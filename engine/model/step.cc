@@ -1,0 +1,79 @@
+#include "engine/model/step.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "engine/model/text.h"
+
+
+namespace hyserve::model {
+namespace {
+
+template <typename Range, typename Value>
+int IndexOf(const Range& range, const Value& value) {
+  const auto found = std::find(range.begin(), range.end(), value);
+  return found == range.end() ? -1 : static_cast<int>(std::distance(range.begin(), found));
+}
+
+absl::Status CheckSequence(size_t index, const SequenceRows& sequence, const ModelConfig& config,
+                           const attention::KvPool& pool) {
+  const auto refuse = [&](const auto&... reason) {
+    return absl::InvalidArgumentError(Cat("step: sequence ", index, ": ", reason...));
+  };
+  for (const int32_t id : sequence.token_ids) {
+    if (id < 0 || id >= config.vocab_size) return refuse("token id ", id, " is out of range");
+  }
+  if (sequence.token_ids.empty()) return refuse("no rows");
+  const int64_t context =
+      int64_t{sequence.first_position} + static_cast<int64_t>(sequence.token_ids.size());
+  if (sequence.first_position < 0 || context > config.max_position_embeddings) {
+    return refuse("positions ", sequence.first_position, " to ", context - 1,
+                  " exceed max_position_embeddings ", config.max_position_embeddings);
+  }
+  const size_t needed = static_cast<size_t>(kv_cache::KvLayout::NumBlocks(context));
+  if (sequence.blocks.size() < needed) {
+    return refuse(context, " tokens need ", needed, " blocks; has ", sequence.blocks.size());
+  }
+  for (const int32_t block : sequence.blocks.first(needed)) {
+    if (block < 0 || block >= pool.num_blocks()) return refuse("no block ", block, " in the pool");
+  }
+  if (pool.layout().slab_bytes > 0 &&
+      (sequence.slab < 0 || sequence.slab >= pool.num_slabs())) {
+    return refuse("no slab ", sequence.slab, " in the pool");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<LayerSlots> SlotsOfLayers(const ModelConfig& config,
+                                      const kv_cache::KvLayout& layout) {
+  std::vector<LayerSlots> all;
+  for (int i = 0; i < config.num_layers(); ++i) {
+    const LayerSpec& layer = config.layers[i];
+    LayerSlots slots;
+    const int full_layer = layer.kind == LayerKind::kFull ? i : layer.kv_source_layer;
+    slots.layer_slot = IndexOf(layout.full_layers, full_layer);
+    if (slots.layer_slot >= 0) slots.oracle = IndexOf(layout.oracle_slots, slots.layer_slot);
+    const auto ring = std::find_if(layout.rings.begin(), layout.rings.end(),
+                                   [&](const auto& r) { return r.layer_index == i; });
+    if (ring != layout.rings.end()) {
+      slots.ring = static_cast<int>(std::distance(layout.rings.begin(), ring));
+    }
+    all.push_back(slots);
+  }
+  return all;
+}
+
+absl::Status CheckStepInput(const StepInput& input, const ModelConfig& config,
+                            const attention::KvPool& pool) {
+  if (input.sequences.empty()) return absl::InvalidArgumentError("step: no sequences");
+  for (size_t s = 0; s < input.sequences.size(); ++s) {
+    if (absl::Status status = CheckSequence(s, input.sequences[s], config, pool); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace hyserve::model

@@ -1,0 +1,24 @@
+// Checks of this process's own memory description, shared by Exporter and Importer.
+#ifndef HYSERVE_KV_TRANSFER_REGIONS_H_
+#define HYSERVE_KV_TRANSFER_REGIONS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kv_transfer/ticket.h"
+#include "kv_transfer/transport.h"
+
+namespace hyserve::kv_transfer {
+
+// INVALID_ARGUMENT for regions that do not fit their layout, or when `checksum` is asked for memory
+// that the host cannot read; then registers blocks and slabs with the transport.
+absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions, bool checksum);
+
+// INVALID_ARGUMENT unless the blocks and the slab are those of a sequence of num_tokens tokens.
+absl::Status CheckMemory(const MemoryRegions& regions, const TransferId& id, int64_t num_tokens,
+                         const std::vector<int32_t>& blocks, int32_t slab);
+
+}  // namespace hyserve::kv_transfer
+
+#endif  // HYSERVE_KV_TRANSFER_REGIONS_H_

@@ -1,0 +1,41 @@
+// String building for code that passes std::string_view: Debian 12's abseil has a string_view type
+// of its own, which does not convert from the standard one.
+#ifndef HYSERVE_SERVICES_COMMON_STRINGS_H_
+#define HYSERVE_SERVICES_COMMON_STRINGS_H_
+
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace hyserve::common {
+
+inline absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
+inline std::string_view ToStd(absl::string_view text) { return {text.data(), text.size()}; }
+
+namespace internal {
+template <typename T>
+decltype(auto) StrCatArgument(const T& value) {
+  if constexpr (std::is_same_v<T, std::string_view>) {
+    return absl::string_view(value.data(), value.size());
+  } else {
+    return (value);
+  }
+}
+}  // namespace internal
+
+// As absl::StrCat and absl::StrAppend, for both kinds of string_view.
+template <typename... Args>
+std::string StrCat(const Args&... args) {
+  return absl::StrCat(internal::StrCatArgument(args)...);
+}
+template <typename... Args>
+void StrAppend(std::string* out, const Args&... args) {
+  absl::StrAppend(out, internal::StrCatArgument(args)...);
+}
+
+}  // namespace hyserve::common
+
+#endif  // HYSERVE_SERVICES_COMMON_STRINGS_H_

@@ -1,0 +1,349 @@
+#include "services/decode_worker/decode_sequence.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "services/common/strings.h"
+#include "services/common/worker_errors.h"
+#include "services/worker/handoff_trailer.h"
+
+namespace hyserve::decode_worker {
+namespace {
+
+using common::StrCat;
+using sampling::FinishReason;
+
+// The engine does not wait for a router that does not read: so many more tokens are queued for a
+// congested stream, then it is ended without waiting for the slow-consumer timer.
+constexpr int32_t kMaxTokensWhileCongested = 16384;
+constexpr int kFlushInterTokenEvery = 256;
+
+// Tokens that wait for the router travel together.
+bool MergeTokens(v1::DecodeEvent* last, v1::DecodeEvent* next) {
+  if (!last->has_tokens() || !next->has_tokens()) return false;
+  for (v1::SampledToken& token : *next->mutable_tokens()->mutable_tokens()) {
+    last->mutable_tokens()->add_tokens()->Swap(&token);
+  }
+  return true;
+}
+
+// What the router is told about a pull that failed. The request's own deadline is the only end that
+// no other worker could mend.
+absl::Status HandoffError(const absl::Status& status, absl::Time deadline) {
+  if (absl::IsDeadlineExceeded(status) && absl::Now() >= deadline) {
+    return absl::DeadlineExceededError("the deadline passed during the hand-off");
+  }
+  return common::HandoffFailedError(StrCat(absl::StatusCodeToString(status.code()), ": ",
+                                           common::ToStd(status.message())));
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::DecodeEvent>* DecodeSequence::Start(
+    const DecodeContext* worker, grpc::CallbackServerContext* context,
+    const v1::DecodeRequest& request) {
+  const auto sequence = std::make_shared<DecodeSequence>(worker);
+  sequence->writer_ =
+      Writer::Create(context, worker->core->StreamOptions(), sequence, MergeTokens);
+  grpc::ServerWriteReactor<v1::DecodeEvent>* const reactor = sequence->writer_->reactor();
+  worker->core->streams().Enter();
+  worker->core->sequences().Enter();
+  sequence->Begin(request, absl::FromChrono(context->deadline()));
+  return reactor;
+}
+
+DecodeSequence::DecodeSequence(const DecodeContext* worker)
+    : worker_(worker),
+      arrival_(absl::Now()),
+      inter_token_(worker->core->metrics().NewInterTokenHistogram()) {}
+
+// ---- start ----------------------------------------------------------------------------------------
+
+void DecodeSequence::Begin(const v1::DecodeRequest& request, absl::Time deadline) {
+  const absl::Status status = Accept(request, deadline);
+  if (status.ok()) return;
+  worker_->core->metrics().OnRejected(common::ToStd(absl::StatusCodeToString(status.code())));
+  absl::MutexLock lock(&mutex_);
+  engine_runs_ = false;
+  if (!cancelled_.has_value()) cancelled_ = status;
+  EndIfNothingRuns();
+}
+
+absl::Status DecodeSequence::AcceptTicket(const v1::DecodeRequest& request) {
+  if (local()) {
+    if (!request.has_ticket()) return absl::OkStatus();
+    return absl::InvalidArgumentError("ticket: a monolithic worker takes no hand-off");
+  }
+  if (!request.has_ticket()) {
+    return absl::InvalidArgumentError("ticket: a decode worker computes no prompt");
+  }
+  auto ticket = worker::ParseTicket(request.ticket(), request.id().attempt(),
+                                    worker_->core->engine().layout().Fingerprint(),
+                                    worker_->transport->name());
+  if (!ticket.ok()) return ticket.status();
+  ticket_ = *std::move(ticket);
+  return absl::OkStatus();
+}
+
+absl::Status DecodeSequence::Accept(const v1::DecodeRequest& request, absl::Time deadline) {
+  worker::WorkerCore& core = *worker_->core;
+  if (absl::Status status = core.CheckAcceptsWork(); !status.ok()) return status;
+  if (absl::Status status = worker::CheckRequestId(request.id()); !status.ok()) return status;
+  if (absl::Status status = worker::CheckCacheScope(request.cache_scope()); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = AcceptTicket(request); !status.ok()) return status;
+  id_ = core.NextSequenceId();
+  deadline_ = worker::ClampDeadline(deadline, core.config().limits.max_deadline);
+  prompt_.assign(request.prompt().begin(), request.prompt().end());
+
+  runtime::SequenceRequest sequence;
+  sequence.id = id_;
+  sequence.mode = local() ? runtime::SequenceMode::kLocal : runtime::SequenceMode::kDecode;
+  sequence.prompt = prompt_;
+  sequence.sampling = worker::ToSamplingParams(request.sampling());
+  sequence.num_prompt_logprobs = local() ? request.num_prompt_logprobs() : -1;
+  sequence.use_prefix_cache = request.use_prefix_cache();
+  sequence.cache_scope = request.cache_scope();
+  sequence.deadline = deadline_;
+
+  if (absl::Status status = core.attempts().Enter(request.id().request_id(),
+                                                  request.id().attempt(), shared_from_this());
+      !status.ok()) {
+    core.metrics().OnStaleAttempt();
+    return status;
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    request_id_ = request.id().request_id();
+    if (cancelled_.has_value()) return *cancelled_;  // between Enter() and here
+    engine_runs_ = true;
+  }
+  if (!local()) worker_->importer->WarmUp(ticket_.source);
+  absl::Status status = local() ? core.engine().Submit(std::move(sequence), shared_from_this())
+                                : core.engine().Reserve(std::move(sequence), shared_from_this());
+  if (!status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  // A cancel that came before the engine knew the sequence found nothing to cancel.
+  if (cancelled_.has_value() && engine_runs_) core.engine().Cancel(id_);
+  return absl::OkStatus();
+}
+
+// ---- the hand-off ---------------------------------------------------------------------------------
+
+void DecodeSequence::OnReserved(const absl::StatusOr<runtime::KvBlocks>& kv) {
+  absl::MutexLock lock(&mutex_);
+  if (!kv.ok()) {  // the engine has forgotten the sequence
+    engine_runs_ = false;
+    engine_status_ = kv.status();
+    EndIfNothingRuns();
+    return;
+  }
+  started_ = absl::Now();
+  if (cancelled_.has_value()) return;  // OnFinished follows
+  worker_->core->metrics().OnHandoffPhase("reserve", started_ - arrival_);
+  v1::DecodeEvent event;
+  event.mutable_reserved()->set_queue_ms(absl::ToDoubleMilliseconds(started_ - arrival_));
+  writer_->Write(std::move(event));
+  Pull(*kv);
+}
+
+void DecodeSequence::Pull(const runtime::KvBlocks& kv) {
+  kv_transfer::PullSpec pull;
+  pull.id = ticket_.id;
+  pull.epoch = ticket_.epoch;
+  pull.source = ticket_.source;
+  pull.num_tokens = static_cast<int64_t>(prompt_.size());
+  const auto num_blocks = kv_cache::KvLayout::NumBlocks(pull.num_tokens);
+  pull.blocks.assign(kv.blocks.begin(), kv.blocks.begin() + num_blocks);
+  pull.slab = kv.slab;
+  pull.deadline = deadline_;
+  pulling_ = true;
+  const absl::Status status = worker_->importer->Pull(
+      std::move(pull), [self = shared_from_this()](const kv_transfer::TransferId& id,
+                                                   const kv_transfer::PullResult& result) {
+        self->OnPulled(result);
+      });
+  if (status.ok()) return;
+  pulling_ = false;
+  Cancel(HandoffError(status, deadline_));
+}
+
+void DecodeSequence::OnPulled(const kv_transfer::PullResult& result) {
+  absl::MutexLock lock(&mutex_);
+  pulling_ = false;
+  if (engine_runs_ && !cancelled_.has_value()) {
+    const absl::StatusOr<int32_t> first_token =
+        result.status.ok() ? worker::DecodeTrailer(result.trailer, prompt_)
+                           : absl::StatusOr<int32_t>(result.status);
+    if (first_token.ok()) {
+      Resume(result, *first_token);
+    } else {
+      Cancel(HandoffError(first_token.status(), deadline_));
+    }
+  }
+  EndIfNothingRuns();
+}
+
+void DecodeSequence::Resume(const kv_transfer::PullResult& result, int32_t first_token) {
+  worker::WorkerCore& core = *worker_->core;
+  v1::DecodeEvent event;
+  v1::DecodeEvent::Started* const started = event.mutable_started();
+  started->set_transfer_ms(result.transfer_seconds * 1e3);
+  started->set_transfer_exposed_ms(result.exposed_seconds * 1e3);
+  started->set_shipped_bytes(result.payload.total());
+  started->set_recomputed_tokens(0);  // every token of the prompt arrived
+  writer_->Write(std::move(event));
+  core.metrics().OnPulled(static_cast<int32_t>(prompt_.size()), worker_->transport->name(), result,
+                          started->recomputed_tokens());
+  first_token_ = last_token_ = absl::Now();
+  core.engine().Resume(id_, first_token);
+}
+
+// ---- engine ---------------------------------------------------------------------------------------
+
+void DecodeSequence::OnAdmitted(const runtime::KvBlocks& kv, int32_t cached_tokens) {
+  absl::MutexLock lock(&mutex_);
+  started_ = absl::Now();
+  cached_tokens_ = cached_tokens;
+}
+
+void DecodeSequence::OnPrefillProgress(int32_t computed_tokens) {
+  absl::MutexLock lock(&mutex_);
+  v1::DecodeEvent event;
+  event.mutable_progress()->set_computed_tokens(computed_tokens);
+  event.mutable_progress()->set_cached_tokens(cached_tokens_);
+  writer_->Write(std::move(event));
+}
+
+void DecodeSequence::OnPromptLogprobs(int32_t first_index,
+                                      std::vector<sampling::SampledToken> logprobs) {
+  v1::DecodeEvent event;
+  event.mutable_prompt_logprobs()->set_first_index(first_index);
+  for (const sampling::SampledToken& token : logprobs) {
+    worker::FillSampledToken(token, event.mutable_prompt_logprobs()->add_logprobs());
+  }
+  writer_->Write(std::move(event));
+}
+
+void DecodeSequence::OnTokens(int32_t first_index,
+                              const std::vector<sampling::SampledToken>& tokens) {
+  const int32_t count = static_cast<int32_t>(tokens.size());
+  v1::DecodeEvent event = writer_->NewMessage();
+  event.mutable_tokens()->set_first_index(first_index);
+  for (const sampling::SampledToken& token : tokens) {
+    worker::FillSampledToken(token, event.mutable_tokens()->add_tokens());
+  }
+  absl::MutexLock lock(&mutex_);
+  const absl::Time now = absl::Now();
+  if (last_token_ == absl::InfinitePast()) {
+    first_token_ = now;
+  } else {
+    inter_token_->Observe(absl::ToDoubleSeconds(now - last_token_) / count, count);
+    if (inter_token_->pending() >= kFlushInterTokenEvery) inter_token_->Flush();
+  }
+  last_token_ = now;
+  writer_->Write(std::move(event), count);
+  tokens_while_congested_ = writer_->congested() ? tokens_while_congested_ + count : 0;
+  if (tokens_while_congested_ <= kMaxTokensWhileCongested || cancelled_.has_value()) return;
+  worker_->core->metrics().OnSlowConsumer();
+  const absl::Status slow =
+      absl::ResourceExhaustedError("slow_consumer: the router does not read the stream");
+  Cancel(slow);
+  writer_->Abort(slow);
+}
+
+void DecodeSequence::OnFinished(const absl::Status& status, FinishReason reason,
+                                const runtime::Usage& usage) {
+  absl::MutexLock lock(&mutex_);
+  engine_runs_ = false;
+  engine_status_ = status;
+  finish_reason_ = reason;
+  generated_tokens_ = usage.generated_tokens;
+  worker_->core->attempts().Retire(request_id_, this);
+  if (pulling_) worker_->importer->Abort(ticket_.id);
+  EndIfNothingRuns();
+}
+
+// ---- the ends -------------------------------------------------------------------------------------
+
+void DecodeSequence::Cancel(const absl::Status& status) {
+  if (ended_ || cancelled_.has_value()) return;
+  cancelled_ = status;
+  worker_->core->attempts().Retire(request_id_, this);
+  if (engine_runs_) worker_->core->engine().Cancel(id_);
+  if (pulling_) worker_->importer->Abort(ticket_.id);
+}
+
+void DecodeSequence::OnSuperseded() {
+  absl::MutexLock lock(&mutex_);
+  worker_->core->metrics().OnStaleAttempt();
+  Cancel(absl::AbortedError(StrCat(worker::kStaleAttempt, "a newer attempt is here")));
+}
+
+void DecodeSequence::OnStreamCancelled() {
+  absl::MutexLock lock(&mutex_);
+  Cancel(absl::Now() >= deadline_ ? absl::DeadlineExceededError("the deadline passed")
+                                  : absl::CancelledError("cancelled by the router"));
+}
+
+void DecodeSequence::OnSlowConsumer() {
+  worker_->core->metrics().OnSlowConsumer();
+  absl::MutexLock lock(&mutex_);
+  Cancel(absl::ResourceExhaustedError("slow_consumer: the router does not read the stream"));
+}
+
+void DecodeSequence::OnStreamDone() {
+  absl::MutexLock lock(&mutex_);
+  worker_->core->streams().Leave();
+  Cancel(absl::CancelledError("the stream broke"));
+}
+
+void DecodeSequence::EndIfNothingRuns() {
+  if (engine_runs_ || pulling_ || ended_) return;
+  ended_ = true;
+  worker::WorkerCore& core = *worker_->core;
+  // Reserved and not resumed: the engine keeps the memory until now. Else it knows the id no longer.
+  if (id_ != 0) core.engine().Release(id_);
+  const absl::Status status = FinalStatus();
+  Record(status);
+  if (status.ok()) {
+    v1::DecodeEvent event;
+    event.mutable_finished()->set_by_length(finish_reason_ == FinishReason::kLength);
+    event.mutable_finished()->set_generated_tokens(generated_tokens_);
+    writer_->WriteAndFinish(std::move(event), status);
+  } else {
+    writer_->Finish(status);
+  }
+  core.attempts().Leave(request_id_, this);
+  core.sequences().Leave();
+}
+
+absl::Status DecodeSequence::FinalStatus() const {
+  if (cancelled_.has_value()) return *cancelled_;
+  // The engine cancels by itself only when it stops.
+  if (absl::IsCancelled(engine_status_)) return absl::UnavailableError("draining: the engine stops");
+  return engine_status_;
+}
+
+void DecodeSequence::Record(const absl::Status& status) {
+  inter_token_->Flush();
+  worker::RequestOutcome outcome;
+  outcome.status = status;
+  outcome.finished_reason = worker::FinishedReason(finish_reason_);
+  outcome.prompt_tokens = static_cast<int32_t>(prompt_.size());
+  outcome.generated_tokens = generated_tokens_;
+  outcome.started = started_ != absl::InfinitePast();
+  outcome.total = absl::Now() - arrival_;
+  if (outcome.started) outcome.queue = started_ - arrival_;
+  if (last_token_ != absl::InfinitePast()) {
+    outcome.has_first_token = local();
+    outcome.first_token = first_token_ - arrival_;
+    outcome.prefill = first_token_ - started_;
+    outcome.decode = last_token_ - first_token_;
+    outcome.inference = last_token_ - started_;
+  }
+  worker_->core->metrics().OnRequestEnded(outcome);
+}
+
+}  // namespace hyserve::decode_worker

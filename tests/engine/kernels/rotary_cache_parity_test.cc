@@ -1,0 +1,196 @@
+// Rotary embedding and cache writes against their formulas, on every device.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "engine/kernels/ops.h"
+#include "tests/engine/kernels/attention_case.h"
+
+namespace hyserve::kernels::testing {
+namespace {
+
+using tensor::DType;
+using tensor::TensorView;
+
+std::vector<double> InverseFrequencies(int rotary_dim, double theta) {
+  std::vector<double> frequencies;
+  for (int i = 0; i < rotary_dim / 2; ++i) {
+    frequencies.push_back(std::pow(theta, -2.0 * i / rotary_dim));
+  }
+  return frequencies;
+}
+
+// One row of num_heads heads, rotated in double precision.
+Doubles Rotated(const float* row, int num_heads, int head_dim, int rotary_dim, double theta,
+                double position) {
+  Doubles out(row, row + num_heads * head_dim);
+  const int pairs = rotary_dim / 2;
+  for (int h = 0; h < num_heads; ++h) {
+    for (int i = 0; i < pairs; ++i) {
+      const double angle = position * std::pow(theta, -2.0 * i / rotary_dim);
+      const double a = row[h * head_dim + i];
+      const double b = row[h * head_dim + i + pairs];
+      out[h * head_dim + i] = a * std::cos(angle) - b * std::sin(angle);
+      out[h * head_dim + i + pairs] = a * std::sin(angle) + b * std::cos(angle);
+    }
+  }
+  return out;
+}
+
+class RotaryCacheParity : public ::testing::TestWithParam<tensor::DeviceOptions> {
+ protected:
+  RotaryCacheParity() : device_(GetParam()) {}
+  double tolerance() const { return device_.activation() == DType::kF32 ? 2e-6 : 3e-2; }
+  mutable TestDevice device_;
+};
+
+TEST_P(RotaryCacheParity, RotatesTheFirstDimsOfEveryHead) {
+  Random random(51);
+  const std::vector<int32_t> positions = {0, 1, 63, 64, 1000, 131072, 1048575};
+  const int64_t rows = static_cast<int64_t>(positions.size());
+  for (const auto& [heads, dim, rotary] :
+       {std::tuple{1, 2, 2}, {3, 16, 16}, {4, 40, 12}, {2, 192, 64}, {2, 10, 0}}) {
+    const std::vector<float> x =
+        Rounded(random.Normal(rows * heads * dim), device_.activation());
+    const TensorView view = device_.Activations(x, rows, heads * dim);
+    ASSERT_TRUE(Rotary(device_.get(),
+                       {.x = view,
+                        .num_heads = heads,
+                        .head_dim = dim,
+                        .rotary_dim = rotary,
+                        .inv_freq = device_.UploadArray(InverseFrequencies(rotary, 640000)),
+                        .positions = device_.UploadArray(positions)})
+                    .ok());
+    Doubles want;
+    for (int64_t row = 0; row < rows; ++row) {
+      const Doubles one = Rotated(x.data() + row * heads * dim, heads, dim, rotary, 640000,
+                                  positions[row]);
+      want.insert(want.end(), one.begin(), one.end());
+    }
+    EXPECT_EQ(FirstDifference(device_.Download(view), want, tolerance(), tolerance()), "");
+  }
+}
+
+// A step over caches; what the ops write is read back slot by slot.
+class CacheWrites : public RotaryCacheParity {
+ protected:
+  static constexpr int kRotary = 8;
+  static constexpr float kValueScale = 0.707f;
+
+  void Run(DType dtype) {
+    const AttentionShape shape = {4, 2, 16, 24, 48, dtype};
+    const AttentionWorld world(shape, {200, 1000, 65}, 52);
+    AttentionStep step(device_, world, {{0, 0, 200}, {1, 990, 10}, {2, 64, 1}});
+    const int64_t rows = step.num_rows();
+    Random random(53);
+    const std::vector<float> k = Rounded(random.Normal(rows * 32), device_.activation());
+    const std::vector<float> v = Rounded(random.Normal(rows * 48), device_.activation());
+    const double* inv_freq = device_.UploadArray(InverseFrequencies(kRotary, 10000));
+    const double cache_tolerance = dtype == DType::kBF16 ? 8e-3 : 2e-6;
+    const double tolerance = std::max(this->tolerance(), cache_tolerance);
+
+    const TensorView device_k = device_.Activations(k, rows, 32);
+    ASSERT_TRUE(AppendPagedKv(device_.get(), {.k = device_k,
+                                              .v = device_.Activations(v, rows, 48),
+                                              .rotary_dim = kRotary,
+                                              .inv_freq = inv_freq,
+                                              .value_scale = kValueScale,
+                                              .batch = &step.batch(),
+                                              .kv = step.pages})
+                    .ok());
+    const TensorView step_k = device_.Output(rows, 32, dtype);
+    const TensorView step_v = device_.Output(rows, 48, dtype);
+    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, 32),
+                                                .v = device_.Activations(v, rows, 48),
+                                                .rotary_dim = kRotary,
+                                                .inv_freq = inv_freq,
+                                                .value_scale = kValueScale,
+                                                .batch = &step.batch(),
+                                                .step_k = step_k,
+                                                .step_v = step_v,
+                                                .num_kv_heads = 2,
+                                                .head_dim = 16})
+                    .ok());
+    ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
+
+    const std::vector<float> rotated = device_.Download(device_k);
+    const std::vector<float> prepared_k = device_.Download(step_k);
+    const std::vector<float> prepared_v = device_.Download(step_v);
+    int64_t row = 0;
+    for (size_t s = 0; s < step.rows().size(); ++s) {
+      const StepRows& seq = step.rows()[s];
+      for (int i = 0; i < seq.num_rows; ++i, ++row) {
+        const int position = seq.first_position + i;
+        const Doubles want_k = Rotated(k.data() + row * 32, 2, 16, kRotary, 10000, position);
+        Doubles want_v;
+        for (int d = 0; d < 48; ++d) want_v.push_back(kValueScale * double{v[row * 48 + d]});
+        const auto slice = [](const std::vector<float>& all, int64_t begin, int64_t count) {
+          return std::vector<float>(all.begin() + begin, all.begin() + begin + count);
+        };
+        ASSERT_EQ(FirstDifference(slice(rotated, row * 32, 32), want_k, this->tolerance(),
+                                  this->tolerance()),
+                  "");
+        ASSERT_EQ(FirstDifference(slice(prepared_k, row * 32, 32), want_k, tolerance, tolerance),
+                  "");
+        ASSERT_EQ(FirstDifference(slice(prepared_v, row * 48, 48), want_v, tolerance, tolerance),
+                  "");
+        for (int g = 0; g < 2; ++g) {
+          const std::vector<float> got_k = slice(prepared_k, row * 32 + g * 16, 16);
+          const std::vector<float> got_v = slice(prepared_v, row * 48 + g * 24, 24);
+          // Pages and rings hold the very bits of the step buffer.
+          EXPECT_EQ(PageSlot(step, s, g, position, true), got_k);
+          EXPECT_EQ(PageSlot(step, s, g, position, false), got_v);
+          if (i >= seq.num_rows - shape.window) {
+            EXPECT_EQ(RingSlot(step, s, g, position, true), got_k);
+            EXPECT_EQ(RingSlot(step, s, g, position, false), got_v);
+          }
+        }
+      }
+      // A short step leaves the older ring slots alone.
+      for (int t = seq.first_position + seq.num_rows - shape.window; t < seq.first_position; ++t) {
+        const std::vector<float>& keys = world.window(seq.sequence, 1).keys;
+        EXPECT_EQ(RingSlot(step, s, 1, t, true),
+                  std::vector<float>(keys.begin() + t * 16, keys.begin() + t * 16 + 16));
+      }
+    }
+  }
+
+  std::vector<float> Read(const void* base, int64_t element, int count, DType dtype) {
+    const TensorView view = {const_cast<char*>(static_cast<const char*>(base)) +
+                                 element * static_cast<int64_t>(tensor::SizeOf(dtype)),
+                             dtype, 1, count, count};
+    return device_.Download(view);
+  }
+  std::vector<float> PageSlot(const AttentionStep& step, size_t s, int g, int position, bool key) {
+    const PagedKv& kv = step.pages;
+    const int64_t k_slice = int64_t{kv.num_kv_heads} * 64 * kv.head_dim;
+    const int64_t slice = k_slice + int64_t{kv.num_kv_heads} * 64 * kv.v_head_dim;
+    const int64_t entry = s * step.batch().page_table_stride + position / 64;
+    const int64_t page = device_.DownloadArray(step.batch().page_table + entry, 1)[0];
+    const int64_t slot = g * 64 + position % 64;
+    return key ? Read(kv.data, page * slice + slot * kv.head_dim, kv.head_dim, kv.dtype)
+               : Read(kv.data, page * slice + k_slice + slot * kv.v_head_dim, kv.v_head_dim,
+                      kv.dtype);
+  }
+  std::vector<float> RingSlot(const AttentionStep& step, size_t s, int g, int position, bool key) {
+    const WindowKv& ring = step.ring;
+    const int64_t slab = device_.DownloadArray(step.batch().slab_index + s, 1)[0];
+    const char* base = static_cast<const char*>(ring.data) + slab * ring.slab_stride_bytes +
+                       (key ? ring.k_offset_bytes : ring.v_offset_bytes);
+    const int dim = key ? ring.head_dim : ring.v_head_dim;
+    return Read(base, (g * ring.window + position % ring.window) * int64_t{dim}, dim, ring.dtype);
+  }
+};
+
+TEST_P(CacheWrites, PutRotatedKeysAndScaledValuesInTheirSlots) {
+  Run(DType::kF32);
+  Run(DType::kBF16);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, RotaryCacheParity, ::testing::ValuesIn(TestDevices()),
+                         [](const auto& info) { return DeviceName(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, CacheWrites, ::testing::ValuesIn(TestDevices()),
+                         [](const auto& info) { return DeviceName(info.param); });
+
+}  // namespace
+}  // namespace hyserve::kernels::testing

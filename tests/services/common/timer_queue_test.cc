@@ -1,0 +1,61 @@
+#include "services/common/timer_queue.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+
+namespace hyserve::common {
+namespace {
+
+TEST(TimerQueue, RunsInTheOrderOfTime) {
+  TimerQueue timers;
+  absl::Mutex mutex;
+  std::vector<int> order;
+  absl::Notification done;
+  const absl::Time start = absl::Now() + absl::Milliseconds(20);
+  const auto note = [&](int i) {
+    absl::MutexLock lock(&mutex);
+    order.push_back(i);
+    if (order.size() == 3) done.Notify();
+  };
+  timers.Schedule(start + absl::Milliseconds(2), [&] { note(3); });
+  timers.Schedule(start, [&] { note(1); });
+  timers.Schedule(start + absl::Milliseconds(1), [&] { note(2); });
+  done.WaitForNotification();
+  EXPECT_EQ(order, (std::vector<int>{1, 2, 3}));
+}
+
+TEST(TimerQueue, ACancelledCallDoesNotRun) {
+  std::atomic<int> ran{0};
+  {
+    TimerQueue timers;
+    absl::Notification done;
+    const TimerId id = timers.ScheduleAfter(absl::Milliseconds(5), [&] { ++ran; });
+    EXPECT_TRUE(timers.Cancel(id));
+    EXPECT_FALSE(timers.Cancel(id));
+    timers.ScheduleAfter(absl::Milliseconds(10), [&] { done.Notify(); });
+    done.WaitForNotification();
+  }
+  EXPECT_EQ(ran, 0);
+}
+
+TEST(TimerQueue, ACallMayUseTheQueue) {
+  TimerQueue timers;
+  absl::Notification done;
+  timers.ScheduleAfter(absl::ZeroDuration(), [&] {
+    timers.ScheduleAfter(absl::ZeroDuration(), [&] { done.Notify(); });
+  });
+  done.WaitForNotification();
+}
+
+TEST(TimerQueue, CallsThatAreNotDueAreDroppedWithTheQueue) {
+  std::atomic<bool> ran{false};
+  { TimerQueue().ScheduleAfter(absl::Hours(1), [&] { ran = true; }); }
+  EXPECT_FALSE(ran);
+}
+
+}  // namespace
+}  // namespace hyserve::common
