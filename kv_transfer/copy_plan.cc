@@ -21,15 +21,17 @@ std::optional<CopyMessage> CopyPlan::Next() {
   while (first_open_layer_ < layers_.size() && layers_[first_open_layer_].sent == total) {
     ++first_open_layer_;
   }
-  const int64_t most_blocks = std::max<int64_t>(
-      1, static_cast<int64_t>(geometry_.max_message_bytes / std::max<size_t>(1, geometry_.slice_bytes)));
+  const int64_t most_blocks =
+      std::max<int64_t>(1, static_cast<int64_t>(geometry_.max_message_bytes /
+                                                std::max<size_t>(1, geometry_.slice_bytes)));
   for (size_t slot = first_open_layer_; slot < layers_.size(); ++slot) {
     Layer& layer = layers_[slot];
     if (layer.sent == layer.ready) continue;
     const int64_t first = layer.sent;
     const int64_t limit = std::min(layer.ready, first + most_blocks);
     int64_t end = first + 1;
-    while (end < limit && !source_breaks_.BreakBefore(end) && !target_breaks_.BreakBefore(end)) ++end;
+    while (end < limit && !source_breaks_.BreakBefore(end) && !target_breaks_.BreakBefore(end))
+      ++end;
     layer.sent = end;
     return CopyMessage{.layer_slot = static_cast<int32_t>(slot),
                        .first_block = first,

@@ -1,5 +1,5 @@
-// Cuts a transfer into messages: each one contiguous in the memory of both sides, neighbours merged,
-// none larger than a limit. Pure; no addresses, no clock.
+// Cuts a transfer into messages: each one contiguous in the memory of both sides, neighbours
+// merged, none larger than a limit. Pure; no addresses, no clock.
 #ifndef HYSERVE_KV_TRANSFER_COPY_PLAN_H_
 #define HYSERVE_KV_TRANSFER_COPY_PLAN_H_
 
@@ -27,7 +27,8 @@ struct CopyMessage {
 // lowest layer first, then the slab.
 class CopyPlan {
  public:
-  // Sizes in bytes. A single block larger than max_message_bytes travels as one message all the same.
+  // Sizes in bytes. A single block larger than max_message_bytes travels as one message all the
+  // same.
   struct Geometry {
     int32_t num_layers = 0;
     size_t slice_bytes = 0;

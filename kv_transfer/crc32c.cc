@@ -68,8 +68,8 @@ uint64_t Load64(const unsigned char* p) {
   return word;
 }
 
-// Three neighbouring stretches of kLane bytes at once: the instruction has a latency of three cycles
-// and a throughput of one, so three independent chains keep it busy.
+// Three neighbouring stretches of kLane bytes at once: the instruction has a latency of three
+// cycles and a throughput of one, so three independent chains keep it busy.
 template <size_t kLane>
 __attribute__((target("sse4.2"))) uint64_t ThreeLanes(const unsigned char*& p, size_t& bytes,
                                                        uint64_t crc, const ShiftTables& shift) {

@@ -1,5 +1,6 @@
-// CRC32C (Castagnoli polynomial, as in RFC 3720 B.4) of host memory. Uses the SSE4.2 instruction on three
-// streams at once where the CPU has it, tables elsewhere; chosen once, at run time. Thread-safe.
+// CRC32C (Castagnoli polynomial, as in RFC 3720 B.4) of host memory. Uses the SSE4.2 instruction on
+// three streams at once where the CPU has it, tables elsewhere; chosen once, at run time.
+// Thread-safe.
 #ifndef HYSERVE_KV_TRANSFER_CRC32C_H_
 #define HYSERVE_KV_TRANSFER_CRC32C_H_
 

@@ -84,7 +84,8 @@ class ExporterImpl final : public Exporter, private TransportHandler {
     });
   }
 
-  void SlabReady(const TransferId& id, std::vector<int32_t> selection, std::string trailer) override {
+  void SlabReady(const TransferId& id, std::vector<int32_t> selection,
+                 std::string trailer) override {
     transport_.Post(
         [this, id, selection = std::move(selection), trailer = std::move(trailer)]() mutable {
           Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
@@ -114,7 +115,7 @@ class ExporterImpl final : public Exporter, private TransportHandler {
     OfferTable::Actions actions;
     event(table_, transport_.Now(), actions);
     for (OfferTable::Action& action : actions) {
-      std::visit([this](auto& a) { Do(a); }, action);
+      std::visit([this](auto& a) { this->Do(a); }, action);
     }
     timer_.ArmBefore(table_.NextTimer());
   }

@@ -1,5 +1,6 @@
-// The checks that keep one request's state out of another's memory, each with a switch. All are on in
-// every real configuration; tests switch one off at a time to prove that a test turns red without it.
+// The checks that keep one request's state out of another's memory, each with a switch. All are on
+// in every real configuration; tests switch one off at a time to prove that a test turns red
+// without it.
 #ifndef HYSERVE_KV_TRANSFER_FENCES_H_
 #define HYSERVE_KV_TRANSFER_FENCES_H_
 

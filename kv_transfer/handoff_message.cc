@@ -199,7 +199,8 @@ struct BodyWriter {
 
 }  // namespace
 
-ControlMessage::ControlMessage(const Envelope& e, ControlBody b) : envelope(e), body(std::move(b)) {}
+ControlMessage::ControlMessage(const Envelope& e, ControlBody b)
+    : envelope(e), body(std::move(b)) {}
 
 BreakMap::BreakMap(const std::vector<int32_t>& physical_blocks)
     : num_blocks_(static_cast<int64_t>(physical_blocks.size())),

@@ -1,5 +1,6 @@
-// What Exporter and Importer say to each other, as bytes. Every message starts with the same envelope
-// and ends with a CRC32C of all bytes before it; all numbers are little-endian and of fixed width.
+// What Exporter and Importer say to each other, as bytes. Every message starts with the same
+// envelope and ends with a CRC32C of all bytes before it; all numbers are little-endian and of
+// fixed width.
 //
 //   to the exporter   kPull, kRenew, kCommit, kCancel
 //   to the importer   kFinal, kFailed, kRenewAck, kCommitAck; data headers kBlocks, kSlab
@@ -56,7 +57,8 @@ class BreakMap {
  public:
   BreakMap() = default;
   explicit BreakMap(const std::vector<int32_t>& physical_blocks);
-  static BreakMap FromBytes(int64_t num_blocks, std::string_view bytes);  // REQUIRES: the right size
+  static BreakMap FromBytes(int64_t num_blocks,
+                            std::string_view bytes);  // REQUIRES: the right size
 
   int64_t num_blocks() const { return num_blocks_; }
   bool BreakBefore(int64_t block) const {
@@ -122,8 +124,8 @@ struct ControlMessage {
   bool operator==(const ControlMessage&) const = default;
 };
 
-// Before every data message. kBlocks: blocks [first_block, first_block + num_blocks) of one layer slot;
-// kSlab: bytes [offset, offset + length) of the slab.
+// Before every data message. kBlocks: blocks [first_block, first_block + num_blocks) of one layer
+// slot; kSlab: bytes [offset, offset + length) of the slab.
 struct DataHeader {
   Envelope envelope;
   MessageKind kind = MessageKind::kBlocks;

@@ -58,7 +58,8 @@ void ImportTable::Pull(const PullSpec& spec, EndpointId endpoint, ClockTime dead
 void ImportTable::Abort(const TransferId& id, ClockTime now, Actions& actions) {
   const auto it = imports_.find(id);
   if (it == imports_.end() || it->second.failure) return;
-  Fail(it->second, absl::CancelledError("the pull was aborted"), Tell::kRelease, false, now, actions);
+  Fail(it->second, absl::CancelledError("the pull was aborted"), Tell::kRelease, false, now,
+       actions);
 }
 
 void ImportTable::AbortAll(ClockTime now, Actions& actions) {
@@ -79,9 +80,9 @@ void ImportTable::AbortAll(ClockTime now, Actions& actions) {
 bool ImportTable::Fenced(const Import& import, EndpointId from, const Envelope& envelope,
                          bool any_sender) {
   const Fences& fences = config_.options.fences;
-  const bool ours =
-      !fences.incarnation || (envelope.receiver_incarnation == config_.incarnation &&
-                              (any_sender || envelope.sender_incarnation == import.spec.source.incarnation));
+  const bool ours = !fences.incarnation ||
+                    (envelope.receiver_incarnation == config_.incarnation &&
+                     (any_sender || envelope.sender_incarnation == import.spec.source.incarnation));
   const bool current = !fences.generation || (import.endpoint == from &&
                                               envelope.generation == import.envelope.generation);
   const bool attempt = !fences.epoch || envelope.epoch == import.spec.epoch;
@@ -105,7 +106,8 @@ void ImportTable::OnControl(EndpointId from, const ControlMessage& message, Cloc
   }
   const auto* final = std::get_if<FinalBody>(&message.body);
   const auto* failed = std::get_if<FailedBody>(&message.body);
-  if (final == nullptr && failed == nullptr && !std::holds_alternative<RenewAckBody>(message.body)) {
+  if (final == nullptr && failed == nullptr &&
+      !std::holds_alternative<RenewAckBody>(message.body)) {
     stats_.malformed_messages.Add();  // not for an importer
     return;
   }
@@ -276,8 +278,8 @@ void ImportTable::OnReceived(OperationId operation, const absl::Status& status, 
   }
   if (!status.ok()) {
     stats_.peer_lost.Add();
-    Fail(import, absl::UnavailableError(absl::StrCat("receive: ", status.message())), Tell::kNothing,
-         false, now, actions);
+    Fail(import, absl::UnavailableError(absl::StrCat("receive: ", status.message())),
+         Tell::kNothing, false, now, actions);
     return;
   }
   if (config_.options.checksum && config_.options.fences.checksum && crc != receive.crc) {
@@ -299,7 +301,8 @@ void ImportTable::OnEndpointClosed(EndpointId endpoint, const absl::Status& stat
   }
   for (const TransferId& id : lost) {
     stats_.peer_lost.Add();
-    Fail(imports_.at(id), absl::UnavailableError(absl::StrCat("connection lost: ", status.message())),
+    Fail(imports_.at(id),
+         absl::UnavailableError(absl::StrCat("connection lost: ", status.message())),
          Tell::kNothing, false, now, actions);
   }
   for (auto it = committing_.begin(); it != committing_.end();) {
@@ -314,12 +317,12 @@ void ImportTable::OnEndpointClosed(EndpointId endpoint, const absl::Status& stat
 void ImportTable::FailIntegrity(Import& import, const char* what, ClockTime now,
                                 Actions& actions) {
   stats_.integrity_failures.Add();
-  Fail(import, absl::DataLossError(absl::StrCat("hand-off failed its check: ", what)), Tell::kCancel,
-       false, now, actions);
+  Fail(import, absl::DataLossError(absl::StrCat("hand-off failed its check: ", what)),
+       Tell::kCancel, false, now, actions);
 }
 
-void ImportTable::Fail(Import& import, absl::Status status, Tell tell, bool close_now, ClockTime now,
-                       Actions& actions) {
+void ImportTable::Fail(Import& import, absl::Status status, Tell tell, bool close_now,
+                       ClockTime now, Actions& actions) {
   switch (status.code()) {
     case absl::StatusCode::kDeadlineExceeded: stats_.deadline_exceeded.Add(); break;
     case absl::StatusCode::kCancelled:

@@ -1,11 +1,12 @@
-// Every pull of an importer as a pure state machine: events in, actions out, no threads, no clock of its
-// own, no memory touched. The Importer runs it on the transport's progress thread.
+// Every pull of an importer as a pure state machine: events in, actions out, no threads, no clock
+// of its own, no memory touched. The Importer runs it on the transport's progress thread.
 //
-//   PULLING --all verified--> finished OK, COMMITTING (callback is out; the commit is repeated until acked)
-//   PULLING --abort, failure, timeout, lost peer--> QUIESCING --last receive ended--> finished with error
+//   PULLING --all verified--> finished OK, COMMITTING (the commit is repeated until acked)
+//   PULLING --abort, failure, timeout, lost peer--> QUIESCING --last receive--> failed
 //
-// QUIESCING: the pull has failed but receives into its memory are posted. They end by themselves, or,
-// after quiesce_wait, because their endpoint is closed by force. Until then the blocks are quarantined.
+// QUIESCING: the pull has failed but receives into its memory are posted. They end by themselves,
+// or, after quiesce_wait, because their endpoint is closed by force. Until then the blocks are
+// quarantined.
 #ifndef HYSERVE_KV_TRANSFER_IMPORT_TABLE_H_
 #define HYSERVE_KV_TRANSFER_IMPORT_TABLE_H_
 
@@ -49,8 +50,9 @@ class ImportTable {
   using Action = std::variant<SendControl, CloseEndpoint, Finished>;
   using Actions = std::vector<Action>;
 
-  // Where an announced part lands, in this side's own terms. `slab` < 0: blocks of a layer slot starting
-  // at physical block `block`, which are contiguous; else bytes from `offset` of that slab.
+  // Where an announced part lands, in this side's own terms. `slab` < 0: blocks of a layer slot
+  // starting at physical block `block`, which are contiguous; else bytes from `offset` of that
+  // slab.
   struct Landing {
     OperationId operation = 0;
     int32_t layer_slot = 0;
@@ -148,7 +150,8 @@ class ImportTable {
   absl::flat_hash_map<TransferId, Import> imports_;
   absl::flat_hash_map<OperationId, Receive> receives_;
   absl::flat_hash_map<TransferId, Committing> committing_;
-  // Last completed receive per endpoint that has pulls: a pull that waits behind others is not stuck.
+  // Last completed receive per endpoint that has pulls: a pull that waits behind others is not
+  // stuck.
   absl::flat_hash_map<EndpointId, ClockTime> endpoint_progress_;
   std::multimap<ClockTime, TransferId> timers_;
   ClockTime next_commit_timer_ = absl::InfiniteDuration();

@@ -49,8 +49,8 @@ void ImportTable::CheckClocks(Import& import, ClockTime now, Actions& actions) {
     Fail(import, absl::DeadlineExceededError("the hand-off made no progress"), Tell::kCancel, true,
          now, actions);
   } else if (import.last_heard + config_.options.silence_timeout <= now) {
-    Fail(import, absl::DeadlineExceededError("the prefill worker is silent"), Tell::kCancel, true, now,
-         actions);
+    Fail(import, absl::DeadlineExceededError("the prefill worker is silent"), Tell::kCancel, true,
+         now, actions);
   } else {
     if (import.renew_at <= now) {
       import.renew_at = now + config_.options.renew_interval;
@@ -110,7 +110,8 @@ std::string ImportTable::CheckInvariants() const {
   if (config_.options.fences.quiesce && in_flight != static_cast<int64_t>(receives_.size())) {
     return absl::StrCat("receives of pulls ", in_flight, ", operations ", receives_.size());
   }
-  if (timers != timers_.size()) return absl::StrCat("pulls with timer ", timers, " of ", timers_.size());
+  if (timers != timers_.size())
+    return absl::StrCat("pulls with timer ", timers, " of ", timers_.size());
   return "";
 }
 

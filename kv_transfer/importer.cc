@@ -64,7 +64,8 @@ class ImporterImpl final : public Importer, private TransportHandler {
     {
       absl::MutexLock lock(&mutex_);
       if (callbacks_.contains(spec.id)) {
-        return absl::AlreadyExistsError(absl::StrCat("transfer ", spec.id.Short(), " is being pulled"));
+        return absl::AlreadyExistsError(
+            absl::StrCat("transfer ", spec.id.Short(), " is being pulled"));
       }
       if (callbacks_.size() >= static_cast<size_t>(options_.max_pulls)) {
         return absl::ResourceExhaustedError("too many open pulls");
@@ -125,7 +126,7 @@ class ImporterImpl final : public Importer, private TransportHandler {
     ImportTable::Actions actions;
     event(table_, transport_.Now(), actions);
     for (ImportTable::Action& action : actions) {
-      std::visit([this](auto& a) { Do(a); }, action);
+      std::visit([this](auto& a) { this->Do(a); }, action);
     }
     timer_.ArmBefore(table_.NextTimer());
   }

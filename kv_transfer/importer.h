@@ -1,11 +1,11 @@
-// The decode side of hand-offs: pulls offered state into blocks and a slab of this process, verifies
-// it, commits.
+// The decode side of hand-offs: pulls offered state into blocks and a slab of this process,
+// verifies it, commits.
 //
-// A pull ends exactly once, with its callback, and only when nothing can be written into its blocks any
-// more: every posted receive has completed, or its endpoint was closed by force and the close has
-// completed. Never by a timeout alone: until then the memory is quarantined (counted in the stats).
-// Status OK means that every block and the slab arrived exactly once with the expected length and
-// checksum, under this transfer's id, epoch, incarnations and layout.
+// A pull ends exactly once, with its callback, and only when nothing can be written into its blocks
+// any more: every posted receive has completed, or its endpoint was closed by force and the close
+// has completed. Never by a timeout alone: until then the memory is quarantined (counted in the
+// stats). Status OK means that every block and the slab arrived exactly once with the expected
+// length and checksum, under this transfer's id, epoch, incarnations and layout.
 //
 // Thread-safe; no function blocks. Callbacks come on the transport's progress thread: they must not
 // block and must not wait for it (calling Importer functions is fine).
@@ -38,11 +38,13 @@ struct ImporterOptions {
   // After everything was announced: fixed part plus bytes at this rate.
   absl::Duration transfer_deadline = absl::Seconds(2);
   double min_bytes_per_second = 100e6;
-  absl::Duration quiesce_wait = absl::Seconds(2);  // after an abort; then the endpoint is closed by force
+  absl::Duration quiesce_wait =
+      absl::Seconds(2);  // after an abort; then the endpoint is closed by force
   absl::Duration commit_retry = absl::Milliseconds(500);
   absl::Duration commit_give_up = absl::Seconds(10);  // the exporter's lease
   int32_t max_pulls = 4096;
-  int32_t lanes_per_peer = 2;  // connections to one exporter; closing one by force spares the others
+  int32_t lanes_per_peer =
+      2;  // connections to one exporter; closing one by force spares the others
   bool checksum = true;        // as the exporter's
   Fences fences;               // for tests only
 };
@@ -59,8 +61,9 @@ struct PullSpec {
 
 struct PullResult {
   // OK; UNAVAILABLE (peer lost, unreachable, or does not know the transfer: try another worker),
-  // ABORTED (the exporter gave it up), DEADLINE_EXCEEDED (deadline, stuck or silent link), DATA_LOSS
-  // (checksum or length), FAILED_PRECONDITION (layout, epoch or incarnation), CANCELLED (Abort()).
+  // ABORTED (the exporter gave it up), DEADLINE_EXCEEDED (deadline, stuck or silent link),
+  // DATA_LOSS (checksum or length), FAILED_PRECONDITION (layout, epoch or incarnation), CANCELLED
+  // (Abort()).
   absl::Status status;
   std::vector<int32_t> selection;  // as given to Exporter::SlabReady
   std::string trailer;
@@ -78,15 +81,15 @@ class Importer {
   static absl::StatusOr<std::unique_ptr<Importer>> Create(Transport* transport,
                                                           const MemoryRegions& regions,
                                                           const ImporterOptions& options);
-  // Ends every pull (CANCELLED), closes its endpoints, waits for both. Not to be called on the progress
-  // thread.
+  // Ends every pull (CANCELLED), closes its endpoints, waits for both. Not to be called on the
+  // progress thread.
   virtual ~Importer() = default;
 
   // INVALID_ARGUMENT (counts, indices out of range, address), ALREADY_EXISTS (id being pulled),
   // RESOURCE_EXHAUSTED (max_pulls). After an error the callback does not come.
   virtual absl::Status Pull(PullSpec spec, PullCallback callback) = 0;
-  // The callback comes with CANCELLED once quiesced, unless the pull ends by itself first. No effect on
-  // unknown ids.
+  // The callback comes with CANCELLED once quiesced, unless the pull ends by itself first. No
+  // effect on unknown ids.
   virtual void Abort(const TransferId& id) = 0;
   // Connects to a peer ahead of the first pull; failures are only counted.
   virtual void WarmUp(const PeerAddress& peer) = 0;

@@ -35,7 +35,8 @@ void Put(std::string& out, uint64_t value, int bytes) {
 uint64_t Take(std::string_view& in, int bytes) {
   uint64_t value = 0;
   for (int i = 0; i < bytes; ++i) {
-    value |= static_cast<uint64_t>(static_cast<unsigned char>(in[static_cast<size_t>(i)])) << (8 * i);
+    value |= static_cast<uint64_t>(static_cast<unsigned char>(in[static_cast<size_t>(i)]))
+             << (8 * i);
   }
   in.remove_prefix(static_cast<size_t>(bytes));
   return value;
@@ -124,9 +125,9 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
 
   void Start(const PeerAddress& peer, const LinkProbeOptions& options, LinkCallback callback) {
     if (options.message_bytes == 0 || options.message_bytes > kMaxMessageBytes ||
-        options.messages <= 0 || options.messages > kMaxMessages || options.messages_in_flight <= 0 ||
-        options.messages_in_flight > kMaxInFlight || options.round_trips <= 0 ||
-        options.round_trips > 1000 || quiet_ != nullptr) {
+        options.messages <= 0 || options.messages > kMaxMessages ||
+        options.messages_in_flight <= 0 || options.messages_in_flight > kMaxInFlight ||
+        options.round_trips <= 0 || options.round_trips > 1000 || quiet_ != nullptr) {
       callback(absl::InvalidArgumentError("link probe: options out of range"));
       return;
     }

@@ -1,6 +1,6 @@
-// Measures the link to a peer over the same transport and the same kind of messages as hand-offs: the
-// peer sends, this side receives into its own memory. Used at registration and by `hyserve doctor`.
-// Every worker owns one LinkProbe; it answers the peers' probes as well.
+// Measures the link to a peer over the same transport and the same kind of messages as hand-offs:
+// the peer sends, this side receives into its own memory. Used at registration and by `hyserve
+// doctor`. Every worker owns one LinkProbe; it answers the peers' probes as well.
 #ifndef HYSERVE_KV_TRANSFER_LINK_PROBE_H_
 #define HYSERVE_KV_TRANSFER_LINK_PROBE_H_
 
@@ -40,12 +40,14 @@ class LinkProbe {
   // Ends running probes with CANCELLED. Not to be called on the progress thread.
   virtual ~LinkProbe() = default;
 
-  // The callback comes once, on the progress thread: INVALID_ARGUMENT, UNAVAILABLE (peer lost, refused
-  // or unreachable), DEADLINE_EXCEEDED. Allocates messages_in_flight x message_bytes meanwhile.
+  // The callback comes once, on the progress thread: INVALID_ARGUMENT, UNAVAILABLE (peer lost,
+  // refused or unreachable), DEADLINE_EXCEEDED. Allocates messages_in_flight x message_bytes
+  // meanwhile.
   virtual void Measure(const PeerAddress& peer, const LinkProbeOptions& options,
                        LinkCallback callback) = 0;
   // The same, waiting. Not on the progress thread.
-  absl::StatusOr<LinkReport> MeasureAndWait(const PeerAddress& peer, const LinkProbeOptions& options);
+  absl::StatusOr<LinkReport> MeasureAndWait(const PeerAddress& peer,
+                                            const LinkProbeOptions& options);
 };
 
 }  // namespace hyserve::kv_transfer

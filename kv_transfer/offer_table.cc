@@ -58,8 +58,8 @@ void OfferTable::LayerReady(const TransferId& id, int layer_slot, int64_t num_to
   Pump(offer, actions);
 }
 
-void OfferTable::SlabReady(const TransferId& id, std::vector<int32_t> selection, std::string trailer,
-                           ClockTime now, Actions& actions) {
+void OfferTable::SlabReady(const TransferId& id, std::vector<int32_t> selection,
+                           std::string trailer, ClockTime now, Actions& actions) {
   const auto it = offers_.find(id);
   if (it == offers_.end() || it->second.ended || it->second.slab_ready) return;
   OfferState& offer = it->second;
@@ -190,7 +190,8 @@ std::optional<Failure> OfferTable::Refuse(const OfferState& offer, const Envelop
     stats_.stale_messages.Add();
     return Failure::kStaleEpoch;
   }
-  const bool same_layout = !config_.options.fences.layout || body.layout_hash == config_.layout_hash;
+  const bool same_layout =
+      !config_.options.fences.layout || body.layout_hash == config_.layout_hash;
   if (!same_layout || body.num_tokens != static_cast<uint64_t>(offer.spec.num_tokens) ||
       body.breaks.num_blocks() != static_cast<int64_t>(offer.spec.blocks.size())) {
     return Failure::kLayoutMismatch;
@@ -393,7 +394,8 @@ void OfferTable::OnTimer(ClockTime now, Actions& actions) {
         stats_.forced_closes.Add();
         actions.push_back(CloseEndpoint{endpoint});
       }
-      offer.force_at = absl::InfiniteDuration();  // once is enough: the close will complete the sends
+      offer.force_at =
+          absl::InfiniteDuration();  // once is enough: the close will complete the sends
       Schedule(offer);
     } else if (offer.grace_end <= now) {
       End(offer, ReleaseReason::kPeerLost, now, actions);
@@ -408,7 +410,8 @@ void OfferTable::OnTimer(ClockTime now, Actions& actions) {
   for (auto it = pending_pulls_.begin(); it != pending_pulls_.end();) {
     if (it->second.expiry <= now) {
       stats_.refused.Add();
-      Reply(it->second.endpoint, it->second.envelope, FailedBody{Failure::kUnknownTransfer}, actions);
+      Reply(it->second.endpoint, it->second.envelope, FailedBody{Failure::kUnknownTransfer},
+            actions);
       pending_pulls_.erase(it++);
     } else {
       next_pending_expiry_ = std::min(next_pending_expiry_, it->second.expiry);
@@ -473,7 +476,8 @@ std::string OfferTable::CheckInvariants() const {
     sends += offer.sends.size();
     timers += offer.timer == absl::InfiniteDuration() ? 0 : 1;
     if (offer.receiver && offer.ended) return absl::StrCat(id.Short(), ": ended with a receiver");
-    if (offer.ended && offer.sends.empty()) return absl::StrCat(id.Short(), ": drained, not released");
+    if (offer.ended && offer.sends.empty())
+      return absl::StrCat(id.Short(), ": drained, not released");
     if (offer.receiver && static_cast<size_t>(offer.receiver->in_flight) > offer.sends.size()) {
       return absl::StrCat(id.Short(), ": more messages in flight than sends");
     }
@@ -482,7 +486,8 @@ std::string OfferTable::CheckInvariants() const {
   if (config_.options.fences.quiesce && sends != operations_.size()) {
     return absl::StrCat("sends of offers ", sends, ", operations ", operations_.size());
   }
-  if (timers != timers_.size()) return absl::StrCat("offers with timer ", timers, " of ", timers_.size());
+  if (timers != timers_.size())
+    return absl::StrCat("offers with timer ", timers, " of ", timers_.size());
   if (buried_.size() != burial_order_.size()) return "buried offers and their order differ";
   return "";
 }

@@ -1,7 +1,7 @@
-// Every offer of an exporter as a pure state machine: events in, actions out, no threads, no clock of
-// its own, no memory touched. The Exporter runs it on the transport's progress thread.
+// Every offer of an exporter as a pure state machine: events in, actions out, no threads, no clock
+// of its own, no memory touched. The Exporter runs it on the transport's progress thread.
 //
-//   OFFERED --pull--> SENDING --commit, cancel, lease, abort, peer loss--> DRAINING --last send--> gone
+//   OFFERED --pull--> SENDING --commit, cancel, lease, abort, loss--> DRAINING --last send--> gone
 //
 // DRAINING: the offer has ended, but sends that read its memory have not. After quiesce_wait their
 // endpoints are closed by force. Only when the last send has completed comes the Released action.
@@ -41,8 +41,8 @@ class OfferTable {
     EndpointId endpoint;
     ControlMessage message;
   };
-  // Send the part of memory that `part` names; the owner fills header.crc. `blocks` physical: part's
-  // first block lies at first_physical_block, the others follow it.
+  // Send the part of memory that `part` names; the owner fills header.crc. `blocks` physical:
+  // part's first block lies at first_physical_block, the others follow it.
   struct SendData {
     EndpointId endpoint;
     OperationId operation;
@@ -125,8 +125,8 @@ class OfferTable {
   // Fence checks of a pull against an offer; nullopt when it may be served.
   std::optional<Failure> Refuse(const OfferState& offer, const Envelope& envelope,
                                 const PullBody& body);
-  void Attach(OfferState& offer, EndpointId endpoint, const Envelope& envelope, const PullBody& body,
-              ClockTime now, Actions& actions);
+  void Attach(OfferState& offer, EndpointId endpoint, const Envelope& envelope,
+              const PullBody& body, ClockTime now, Actions& actions);
   void Pump(OfferState& offer, Actions& actions);
   void DetachReceiver(OfferState& offer, ClockTime now);
   void End(OfferState& offer, ReleaseReason reason, ClockTime now, Actions& actions);

@@ -1,5 +1,5 @@
-// The importer's connections: up to a few lanes per exporter, kept open, the least loaded one taken.
-// Progress thread only.
+// The importer's connections: up to a few lanes per exporter, kept open, the least loaded one
+// taken. Progress thread only.
 #ifndef HYSERVE_KV_TRANSFER_PEER_LANES_H_
 #define HYSERVE_KV_TRANSFER_PEER_LANES_H_
 
@@ -17,8 +17,8 @@ class PeerLanes {
   PeerLanes(Transport* transport, int lanes_per_peer)
       : transport_(*transport), lanes_per_peer_(static_cast<size_t>(lanes_per_peer)) {}
 
-  // A lane to this peer for one more pull; connects while all open ones are busy and there are fewer
-  // than lanes_per_peer. Errors of Transport::Connect.
+  // A lane to this peer for one more pull; connects while all open ones are busy and there are
+  // fewer than lanes_per_peer. Errors of Transport::Connect.
   absl::StatusOr<EndpointId> Acquire(const PeerAddress& peer);
   // The pull has ended; no effect on a forgotten lane.
   void Release(EndpointId lane);

@@ -1,5 +1,5 @@
-// Jobs and timers of one progress thread: the part that every transport shares. It has no thread of its
-// own; its owner calls RunReady() and sleeps until NextTimer() or until woken.
+// Jobs and timers of one progress thread: the part that every transport shares. It has no thread of
+// its own; its owner calls RunReady() and sleeps until NextTimer() or until woken.
 #ifndef HYSERVE_KV_TRANSFER_PROGRESS_LOOP_H_
 #define HYSERVE_KV_TRANSFER_PROGRESS_LOOP_H_
 
@@ -18,8 +18,8 @@ namespace hyserve::kv_transfer {
 
 class ProgressLoop {
  public:
-  // `wake` is called from any thread when a job was posted to an empty queue; `clock` on the progress
-  // thread and by Now().
+  // `wake` is called from any thread when a job was posted to an empty queue; `clock` on the
+  // progress thread and by Now().
   ProgressLoop(std::function<void()> wake, std::function<ClockTime()> clock);
 
   // Any thread.

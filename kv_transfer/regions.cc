@@ -13,7 +13,8 @@ absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions,
     return absl::InvalidArgumentError("kv transfer: no block memory");
   }
   size_t bytes = 0;
-  if (__builtin_mul_overflow(static_cast<size_t>(regions.num_blocks), layout.block_bytes(), &bytes)) {
+  if (__builtin_mul_overflow(static_cast<size_t>(regions.num_blocks), layout.block_bytes(),
+                             &bytes)) {
     return absl::InvalidArgumentError("kv transfer: block memory larger than the address space");
   }
   if (layout.slab_bytes > 0 && (regions.slabs == nullptr || regions.num_slabs <= 0)) {

@@ -1,5 +1,6 @@
-// Counters of one Exporter or Importer. Written on the progress thread, read from any thread (relaxed:
-// each value is exact, a set of them is not a snapshot). Cumulative unless marked as a gauge.
+// Counters of one Exporter or Importer. Written on the progress thread, read from any thread
+// (relaxed: each value is exact, a set of them is not a snapshot). Cumulative unless marked as a
+// gauge.
 #ifndef HYSERVE_KV_TRANSFER_STATS_H_
 #define HYSERVE_KV_TRANSFER_STATS_H_
 

@@ -1,5 +1,5 @@
-// The words that both sides of a hand-off share: how a transfer is named, where a peer is, where the
-// cached state lies in this process, and how a transfer ends. Plain values; copy freely.
+// The words that both sides of a hand-off share: how a transfer is named, where a peer is, where
+// the cached state lies in this process, and how a transfer ends. Plain values; copy freely.
 #ifndef HYSERVE_KV_TRANSFER_TICKET_H_
 #define HYSERVE_KV_TRANSFER_TICKET_H_
 
@@ -16,8 +16,8 @@
 
 namespace hyserve::kv_transfer {
 
-// Steady time since an arbitrary start of the process. Never compared across processes, so a step of
-// the wall clock changes nothing.
+// Steady time since an arbitrary start of the process. Never compared across processes, so a step
+// of the wall clock changes nothing.
 using ClockTime = absl::Duration;
 
 // Names one transfer: 128 random bits, made by the router, used once. Whoever knows it may pull the
@@ -42,7 +42,7 @@ struct TransferId {
 // Where a worker's transport can be reached, as carried by registration and tickets.
 struct PeerAddress {
   std::string transport_address;  // Transport::local_address() of the peer
-  uint64_t incarnation = 0;       // Transport::incarnation() of the peer; another value: another process
+  uint64_t incarnation = 0;  // Transport::incarnation() of the peer; another value: another process
   bool operator==(const PeerAddress&) const = default;
 };
 
@@ -52,7 +52,8 @@ enum class MemoryKind : uint8_t { kHost, kCuda };
 // owned; must outlive the Exporter or Importer that it is given to.
 struct MemoryRegions {
   kv_cache::KvLayout layout;
-  char* blocks = nullptr;  // slice of layer slot l, block b: blocks + (l * num_blocks + b) * slice_bytes
+  char* blocks =
+      nullptr;  // slice of layer slot l, block b: blocks + (l * num_blocks + b) * slice_bytes
   int64_t num_blocks = 0;
   char* slabs = nullptr;   // slab s: slabs + s * slab_bytes; may be null when slab_bytes is 0
   int64_t num_slabs = 0;

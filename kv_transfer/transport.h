@@ -2,9 +2,9 @@
 // RECEIVER of a data message decides where it lands, or drops it. No address of one process is ever
 // used on the word of another.
 //
-// Two kinds of messages. Control messages are small, copied and delivered whole. Data messages are a
-// small header and a large payload; the receiver sees the header first and answers with an address in
-// its own memory. Delivery is reliable while an endpoint lives; order is not promised.
+// Two kinds of messages. Control messages are small, copied and delivered whole. Data messages are
+// a small header and a large payload; the receiver sees the header first and answers with an
+// address in its own memory. Delivery is reliable while an endpoint lives; order is not promised.
 //
 // Threads: every transport owns one progress thread. All handler calls happen on it, one at a time.
 // Functions marked [progress thread] may be called on it only (from a handler, a posted job or a
@@ -12,8 +12,8 @@
 //
 // Endings: an endpoint ends exactly once, by Close(), by the peer or by an error, and in all three
 // cases the transport first ends every operation on it (OnSent / OnReceived with an error) and only
-// then calls OnEndpointClosed. After OnReceived or OnSent of an operation its memory is not touched any
-// more. A successful OnSent proves nothing about delivery.
+// then calls OnEndpointClosed. After OnReceived or OnSent of an operation its memory is not touched
+// any more. A successful OnSent proves nothing about delivery.
 #ifndef HYSERVE_KV_TRANSFER_TRANSPORT_H_
 #define HYSERVE_KV_TRANSFER_TRANSPORT_H_
 
@@ -56,8 +56,8 @@ class TransportHandler {
                                               size_t length) = 0;
   virtual void OnReceived(OperationId id, const absl::Status& status) = 0;
   virtual void OnSent(OperationId id, const absl::Status& status) = 0;
-  // Told to all handlers, for endpoints that this side connected and for those it accepted. OK never;
-  // CANCELLED after Close(), UNAVAILABLE when the peer is gone or unreachable.
+  // Told to all handlers, for endpoints that this side connected and for those it accepted. OK
+  // never; CANCELLED after Close(), UNAVAILABLE when the peer is gone or unreachable.
   virtual void OnEndpointClosed(EndpointId endpoint, const absl::Status& status) = 0;
 };
 
@@ -79,11 +79,12 @@ class Transport {
   // Makes memory known before transfers use it; once, at start. Memory must outlive the transport's
   // operations on it.
   virtual absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) = 0;
-  // Sets (or with nullptr removes) the handler of a channel. Returns after the change took effect on
-  // the progress thread; not to be called on it.
+  // Sets (or with nullptr removes) the handler of a channel. Returns after the change took effect
+  // on the progress thread; not to be called on it.
   virtual void SetHandler(Channel channel, TransportHandler* handler) = 0;
 
-  // Runs `job` on the progress thread, in order of posting. Not run any more after destruction began.
+  // Runs `job` on the progress thread, in order of posting. Not run any more after destruction
+  // began.
   virtual void Post(std::function<void()> job) = 0;
   // Steady clock of the progress thread (a fake one in tests).
   virtual ClockTime Now() const = 0;
@@ -92,14 +93,15 @@ class Transport {
   // [progress thread] No effect on a timer that ran.
   virtual void CancelTimer(uint64_t timer) = 0;
 
-  // [progress thread] Starts connecting; messages may be sent at once. INVALID_ARGUMENT for an address
-  // that cannot be parsed; every later failure arrives as OnEndpointClosed.
+  // [progress thread] Starts connecting; messages may be sent at once. INVALID_ARGUMENT for an
+  // address that cannot be parsed; every later failure arrives as OnEndpointClosed.
   virtual absl::StatusOr<EndpointId> Connect(std::string_view address) = 0;
-  // [progress thread] Copies `message` (1 .. kMaxControlBytes). No completion; lost when the endpoint
-  // ends. Messages to an ended or unknown endpoint are dropped.
+  // [progress thread] Copies `message` (1 .. kMaxControlBytes). No completion; lost when the
+  // endpoint ends. Messages to an ended or unknown endpoint are dropped.
   virtual void SendControl(EndpointId endpoint, Channel to, std::string_view message) = 0;
-  // [progress thread] Copies `header` (1 .. kMaxDataHeaderBytes). [data, data + length) must not change
-  // until OnSent(id), which is called on the handler of channel `from`, never inside this call.
+  // [progress thread] Copies `header` (1 .. kMaxDataHeaderBytes). [data, data + length) must not
+  // change until OnSent(id), which is called on the handler of channel `from`, never inside this
+  // call.
   virtual void SendData(EndpointId endpoint, Channel from, Channel to, OperationId id,
                         std::string_view header, const void* data, size_t length) = 0;
   // [progress thread] Ends an endpoint by force. Idempotent; OnEndpointClosed follows, never inside

@@ -1,9 +1,10 @@
 #include "benchmarks/kernels/bench_data.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "engine/tensor/convert.h"
 
@@ -11,9 +12,15 @@ namespace hyserve::bench {
 
 using tensor::DType;
 
-HostArray::HostArray(int64_t rows, int64_t cols, DType dtype, uint64_t seed)
-    : memory_((rows * cols * tensor::SizeOf(dtype) + 7) / 8) {
-  view_ = {memory_.data(), dtype, rows, cols, cols};
+void HostArray::Free::operator()(void* memory) const { std::free(memory); }
+
+HostArray::HostArray(int64_t rows, int64_t cols, DType dtype, uint64_t seed) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t bytes = (rows * cols * tensor::SizeOf(dtype) + kHugePage) / kHugePage * kHugePage;
+  memory_.reset(std::aligned_alloc(kHugePage, bytes));
+  if (memory_ == nullptr) Must(absl::ResourceExhaustedError("benchmark data"));
+  madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+  view_ = {memory_.get(), dtype, rows, cols, cols};
   // Sums of four uniform numbers: close to normal, and quick to make.
   uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
   for (int64_t i = 0; i < rows * cols; ++i) {

@@ -3,9 +3,9 @@
 #define HYSERVE_BENCHMARKS_KERNELS_BENCH_DATA_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -17,12 +17,16 @@ namespace hyserve::bench {
 class HostArray {
  public:
   HostArray(int64_t rows, int64_t cols, tensor::DType dtype, uint64_t seed);
+  HostArray(const HostArray&) = delete;
   const tensor::TensorView& view() const { return view_; }
   float At(int64_t row, int64_t col) const;
-  void* data() { return memory_.data(); }
+  void* data() { return memory_.get(); }
 
  private:
-  std::vector<uint64_t> memory_;
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  std::unique_ptr<void, Free> memory_;  // in huge pages, as on the device
   tensor::TensorView view_;
 };
 

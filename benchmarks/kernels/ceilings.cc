@@ -3,9 +3,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <vector>
+
+#include "benchmarks/kernels/report.h"
 
 namespace hyserve::bench {
 namespace {
@@ -15,10 +16,6 @@ using tensor::Isa;
 
 constexpr int kChains = 12;
 constexpr int64_t kSteps = 1 << 20;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 __attribute__((target("avx512f"))) float Fma512() {
   __m512 acc[kChains];
@@ -97,12 +94,12 @@ double PeakGflops(CpuDevice& device) {
   std::vector<float> sink(threads * 16);
   const double seconds = BestSeconds(5, [&] {
     device.pool().ParallelFor(threads, [&](int64_t item, int) {
-      sink[item * 16] = device.isa() == Isa::kAvx512 ? Fma512()
+      sink[item * 16] = device.isa() >= Isa::kAvx512 ? Fma512()
                         : device.isa() == Isa::kAvx2 ? Fma256()
                                                      : MulAdd128();
     });
   });
-  const int lanes = device.isa() == Isa::kAvx512 ? 16 : device.isa() == Isa::kAvx2 ? 8 : 4;
+  const int lanes = device.isa() >= Isa::kAvx512 ? 16 : device.isa() == Isa::kAvx2 ? 8 : 4;
   return 2.0 * lanes * kChains * kSteps * threads / seconds / 1e9;
 }
 

@@ -1,7 +1,8 @@
 #include "benchmarks/kernels/report.h"
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <utility>
 #include <vector>
@@ -9,9 +10,7 @@
 namespace hyserve::bench {
 namespace {
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+bool cpu_clock = false;
 
 std::string Escaped(const std::string& text) {
   std::string out;
@@ -23,6 +22,14 @@ std::string Escaped(const std::string& text) {
 }
 
 }  // namespace
+
+double Now() {
+  timespec time;
+  clock_gettime(cpu_clock ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+void UseCpuClock() { cpu_clock = true; }
 
 Timing Measure(double seconds, absl::FunctionRef<void()> body) {
   body();

@@ -9,6 +9,10 @@
 
 namespace hyserve::bench {
 
+// Seconds of wall time, or of processor time of the process after UseCpuClock().
+double Now();
+void UseCpuClock();
+
 struct Timing {
   double median_seconds = 0;
   double least_seconds = 0;

@@ -5,11 +5,11 @@
 //                     [--net_devices lo] [--checksum 0|1] [--scattered 0|1] [--out rows.jsonl]
 //                     [--commit HASH] [--settings NAME=VALUE,NAME=VALUE]
 //
-// The hand-off is that of an 80B HySparse model in bf16: 5 full layers with slices of 163,840 bytes, a
-// window slab of 14.4 MB. A child process exports, this one imports; every offer is complete before it is
-// pulled, so the time is that of the transfer alone (first announcement to last verified byte). The
-// first transfer warms up and is checked byte for byte. Prints the median and the spread of both sides of
-// the comparison, and their ratio.
+// The hand-off is that of an 80B HySparse model in bf16: 5 full layers with slices of 163,840
+// bytes, a window slab of 14.4 MB. A child process exports, this one imports; every offer is
+// complete before it is pulled, so the time is that of the transfer alone (first announcement to
+// last verified byte). The first transfer warms up and is checked byte for byte. Prints the median
+// and the spread of both sides of the comparison, and their ratio.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,7 +65,8 @@ std::vector<int32_t> BlockList(int64_t count, bool scattered) {
   std::vector<int32_t> blocks(static_cast<size_t>(count));
   std::iota(blocks.begin(), blocks.end(), 0);
   // Every second pair of neighbours broken: what a busy pool looks like.
-  for (size_t i = 0; scattered && i + 3 < blocks.size(); i += 4) std::swap(blocks[i], blocks[i + 2]);
+  for (size_t i = 0; scattered && i + 3 < blocks.size(); i += 4)
+    std::swap(blocks[i], blocks[i + 2]);
   return blocks;
 }
 
@@ -110,7 +111,8 @@ int Export(const Flags& flags, int commands, int answers) {
   const kv_cache::KvLayout layout = PresetLayout();
   const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(flags.Number("tokens"));
   Memory memory(layout, num_blocks, 0);
-  for (size_t i = 0; i < memory.blocks.size(); ++i) memory.blocks[i] = static_cast<char>(i * 7 >> 3);
+  for (size_t i = 0; i < memory.blocks.size(); ++i)
+    memory.blocks[i] = static_cast<char>(i * 7 >> 3);
   for (size_t i = 0; i < memory.slab.size(); ++i) memory.slab[i] = static_cast<char>(i * 5 >> 2);
   auto transport = CreateUcxTransport(TransportOptions(flags));
   if (!transport.ok()) {
@@ -156,14 +158,16 @@ double PerftestBandwidth(const Flags& flags, size_t message_bytes, int in_flight
                            std::to_string(in_flight) + " -s " + std::to_string(message_bytes) +
                            " -w 10 -n " +
                            std::to_string(std::max<size_t>(50, (size_t{1} << 30) / message_bytes));
-  const std::string command = "( " + environment + test + " >/dev/null 2>&1 & server=$!; sleep 0.5; " +
-                              environment + test + " 127.0.0.1 2>/dev/null; kill $server 2>/dev/null )";
+  const std::string command = "( " + environment + test +
+                              " >/dev/null 2>&1 & server=$!; sleep 0.5; " + environment + test +
+                              " 127.0.0.1 2>/dev/null; kill $server 2>/dev/null )";
   FILE* out = popen(command.c_str(), "r");
   if (out == nullptr) return 0;
   double megabytes = 0;
   char line[512];
   while (fgets(line, sizeof(line), out) != nullptr) {
-    // Final: iterations, three overheads or latencies, average and overall bandwidth in MiB/s, rates.
+    // Final: iterations, three overheads or latencies, average and overall bandwidth in MiB/s,
+    // rates.
     std::istringstream words(line);
     std::string first;
     words >> first;
@@ -241,8 +245,9 @@ int Import(const Flags& flags, int commands, FILE* answers) {
   const auto probe = LinkProbe::Create(transport->get());
   const size_t message_bytes = (*transport)->preferred_message_bytes();
   const auto link = probe->MeasureAndWait(
-      peer, {.message_bytes = message_bytes,
-             .messages = static_cast<int32_t>(std::clamp<size_t>((256 << 20) / message_bytes, 4, 256))});
+      peer,
+      {.message_bytes = message_bytes,
+       .messages = static_cast<int32_t>(std::clamp<size_t>((256 << 20) / message_bytes, 4, 256))});
   std::vector<double> perftest;
   for (int i = 0; i < 3; ++i) perftest.push_back(PerftestBandwidth(flags, message_bytes, 4));
 
@@ -270,7 +275,8 @@ int Import(const Flags& flags, int commands, FILE* answers) {
       {"ratio_to_perftest", reference > 0 ? rate / reference : 0.0},
   };
   std::cout << row.dump() << std::endl;
-  if (!flags.Text("out").empty()) std::ofstream(flags.Text("out"), std::ios::app) << row.dump() << "\n";
+  if (!flags.Text("out").empty())
+    std::ofstream(flags.Text("out"), std::ios::app) << row.dump() << "\n";
   return 0;
 }
 

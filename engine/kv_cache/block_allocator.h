@@ -37,7 +37,8 @@ class BlockAllocator {
   int64_t cached() const { return cached_; }
 
   // Appends `count` blocks with one reference each, all or none; false when fewer are free. Blocks
-  // come in ascending runs as long as the free list offers: neighbouring blocks travel as one message.
+  // come in ascending runs as long as the free list offers: neighbouring blocks travel as one
+  // message.
   bool Allocate(int64_t count, std::vector<BlockId>* blocks);
 
   // REQUIRES: not free.

@@ -1,6 +1,6 @@
-// SipHash-2-4 with 128 bits of output: a keyed pseudo-random function (Aumasson, Bernstein: "SipHash:
-// a fast short-input PRF", 2012, and its 128-bit variant). Without the key nobody can make two
-// inputs collide.
+// SipHash-2-4 with 128 bits of output: a keyed pseudo-random function (Aumasson, Bernstein:
+// "SipHash: a fast short-input PRF", 2012, and its 128-bit variant). Without the key nobody can
+// make two inputs collide.
 #ifndef HYSERVE_ENGINE_KV_CACHE_KEYED_HASH_H_
 #define HYSERVE_ENGINE_KV_CACHE_KEYED_HASH_H_
 

@@ -10,12 +10,12 @@
 //
 // Bookkeeping only; not thread-safe: owned by the engine loop. All blocks are taken and given back
 // through this class, because a lack of free blocks is met by forgetting prefixes: blocks that no
-// sequence holds, leaves first, least recently used first. A block that a sequence holds has all its
-// ancestors held too, so every cached block can be reclaimed: available() blocks can be had.
+// sequence holds, leaves first, least recently used first. A block that a sequence holds has all
+// its ancestors held too, so every cached block can be reclaimed: available() blocks can be had.
 //
-// Copies of slabs are only named here. The caller must carry them out in the order in which they were
-// named and before anything else writes the slabs; then a slab that is reclaimed after it was named
-// as a source is still intact when it is read.
+// Copies of slabs are only named here. The caller must carry them out in the order in which they
+// were named and before anything else writes the slabs; then a slab that is reclaimed after it was
+// named as a source is still intact when it is read.
 #ifndef HYSERVE_ENGINE_KV_CACHE_PREFIX_CACHE_H_
 #define HYSERVE_ENGINE_KV_CACHE_PREFIX_CACHE_H_
 
@@ -73,10 +73,10 @@ class PrefixCache {
   // Gives one reference of each back; `blocks` in the order of the sequence.
   void Release(std::span<const BlockId> blocks);
 
-  // Makes the first num_tokens tokens (whole blocks, final in every layer) known. `blocks` are those
-  // of the sequence, which keeps its references. Where the tree already has a block of the same name
-  // that one stays; the sequence then holds it too, and it is appended to `held`, to be Release()d
-  // with (after) the sequence's own.
+  // Makes the first num_tokens tokens (whole blocks, final in every layer) known. `blocks` are
+  // those of the sequence, which keeps its references. Where the tree already has a block of the
+  // same name that one stays; the sequence then holds it too, and it is appended to `held`, to be
+  // Release()d with (after) the sequence's own.
   void Publish(std::span<const Hash128> keys, std::span<const int32_t> tokens,
                std::span<const BlockId> blocks, int64_t num_tokens, std::vector<BlockId>* held);
 

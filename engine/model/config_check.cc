@@ -20,7 +20,8 @@ constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxHeadDim = 1024;
 constexpr int64_t kMaxHeadsTimesDim = 1 << 20;
 constexpr int64_t kMaxIntermediate = 1 << 20;
-constexpr int64_t kMaxExperts = 4096;
+constexpr int64_t kMaxExperts = 4096;  // of a layer
+constexpr int64_t kMaxExpertsOfNet = 1 << 18;
 constexpr int64_t kMaxWindow = 1 << 16;
 constexpr int64_t kMaxPositions = 1 << 27;
 constexpr int64_t kMaxSelectedBlocks = 64;
@@ -147,11 +148,16 @@ class Finder {
   }
 
   void CheckFeedForward() {
-    bool dense = false, moe = false;
-    for (const LayerSpec& layer : config_.layers) (layer.is_moe ? moe : dense) = true;
+    bool dense = false;
+    int64_t moe = 0;
+    for (const LayerSpec& layer : config_.layers) {
+      dense |= !layer.is_moe;
+      moe += layer.is_moe ? 1 : 0;
+    }
     if (dense) Range("intermediate_size", config_.intermediate_size, 1, kMaxIntermediate);
-    if (!moe) return;
-    Range("n_routed_experts", config_.num_experts, 1, kMaxExperts);
+    if (moe == 0) return;
+    Range("n_routed_experts", config_.num_experts, 1,
+          std::min(kMaxExperts, kMaxExpertsOfNet / moe));
     Range("num_experts_per_tok", config_.experts_per_token, 1,
           std::clamp<int64_t>(config_.num_experts, 1, kMaxExperts));
     Range("moe_intermediate_size", config_.moe_intermediate_size, 1, kMaxIntermediate);

@@ -15,7 +15,9 @@ absl::Status CommandQueue::Add(SequenceRequest request, std::shared_ptr<EventSin
   absl::MutexLock lock(&mutex_);
   if (stopped_) return absl::UnavailableError("the engine is shutting down");
   const SequenceId id = request.id;
-  if (live_.contains(id)) return absl::AlreadyExistsError(absl::StrCat("sequence ", id, " is live"));
+  if (live_.contains(id)) {
+    return absl::AlreadyExistsError(absl::StrCat("sequence ", id, " is live"));
+  }
   if (waiting_ >= max_waiting_) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", max_waiting_, " sequences wait"));

@@ -1,6 +1,6 @@
-// Commands from any thread to the engine loop. Bounded: at most `max_waiting` sequences wait, and of
-// each live sequence at most one command of each kind is queued; commands for ids that are not live
-// are dropped. Producers never wait for the consumer.
+// Commands from any thread to the engine loop. Bounded: at most `max_waiting` sequences wait, and
+// of each live sequence at most one command of each kind is queued; commands for ids that are not
+// live are dropped. Producers never wait for the consumer.
 #ifndef HYSERVE_ENGINE_RUNTIME_COMMAND_QUEUE_H_
 #define HYSERVE_ENGINE_RUNTIME_COMMAND_QUEUE_H_
 

@@ -105,11 +105,11 @@ EngineLoad EngineLoop::load() const {
 
 std::string EngineLoop::Description() const {
   const model::ModelConfig& config = model_->config();
+  const size_t pool_bytes = pool_->block_memory().size_bytes() + pool_->slab_memory().size_bytes();
   return absl::StrCat(config.model_type, " of ", config.num_layers(), " layers, ",
                       model_->num_parameters(), " parameters (", model_->weight_bytes() >> 20,
                       " MiB) on ", device_->Description(), "; KV pool of ", pool_->num_blocks(),
-                      " blocks and ", pool_->num_slabs(), " slabs (",
-                      (pool_->block_memory().size_bytes() + pool_->slab_memory().size_bytes()) >> 20,
+                      " blocks and ", pool_->num_slabs(), " slabs (", pool_bytes >> 20,
                       " MiB)");
 }
 
@@ -181,10 +181,7 @@ void EngineLoop::Run() {
     if (batch.stop) break;
     const StepPlan plan = scheduler_.PlanStep(absl::Now());
     PassOn();
-    if (!plan.rows.empty()) {
-      PublishLoad();  // a step may take long
-      RunStep(plan);
-    }
+    if (!plan.rows.empty()) RunStep(plan);
     for (const auto& [id, status] : std::exchange(failed_restores_, {})) {
       scheduler_.Fail(id, status);
     }
@@ -266,7 +263,10 @@ void EngineLoop::PassOn() {
       scheduler_.SnapshotFailed(copy.to);
     }
   }
-  for (const Event& event : scheduler_.TakeEvents()) Tell(event);
+  const std::vector<Event> events = scheduler_.TakeEvents();
+  // A sink may look at the load at once: it shows what the events say.
+  if (!events.empty()) PublishLoad();
+  for (const Event& event : events) Tell(event);
 }
 
 void EngineLoop::Tell(const Event& event) {
@@ -290,8 +290,6 @@ void EngineLoop::Tell(const Event& event) {
       sink->OnReserved(event.status);
       break;
     case Event::Kind::kFinished:
-      // After this the freed memory must be visible: a caller may look at once.
-      PublishLoad();
       sink->OnFinished(event.status, event.reason,
                        {.prompt_tokens = event.prompt_tokens,
                         .cached_tokens = event.cached_tokens,

@@ -37,7 +37,8 @@ class StepRunner {
              LiveSequences* live)
       : model_(*model), pool_(*pool), scheduler_(*scheduler), live_(*live) {}
 
-  // Outcomes parallel to plan.rows. Sequences in `failed` (by id) are left out and get their status.
+  // Outcomes parallel to plan.rows. Sequences in `failed` (by id) are left out and get their
+  // status.
   std::vector<scheduler::RowOutcome> Run(
       const scheduler::StepPlan& plan, const absl::flat_hash_map<SequenceId, absl::Status>& failed);
 

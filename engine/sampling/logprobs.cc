@@ -30,7 +30,8 @@ void Sanitize(std::span<float> logits) {
 }
 
 double LogSumExp(std::span<const float> logits) {
-  const float max = logits.empty() ? kMinusInfinity : *std::max_element(logits.begin(), logits.end());
+  if (logits.empty()) return -std::numeric_limits<double>::infinity();
+  const float max = *std::max_element(logits.begin(), logits.end());
   if (max == kMinusInfinity) return -std::numeric_limits<double>::infinity();
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - max);

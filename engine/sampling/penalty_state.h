@@ -20,9 +20,9 @@ class PenaltyState {
 
   void AddGenerated(int32_t token_id);
 
-  // Per token that occurred: a logit > 0 is divided by repetition_penalty and a logit <= 0 multiplied
-  // by it (Keskar et al., "CTRL", 2019, with the sign handled); then frequency_penalty * (times
-  // generated) and presence_penalty * (generated at all) are subtracted.
+  // Per token that occurred: a logit > 0 is divided by repetition_penalty and a logit <= 0
+  // multiplied by it (Keskar et al., "CTRL", 2019, with the sign handled); then frequency_penalty *
+  // (times generated) and presence_penalty * (generated at all) are subtracted.
   void Apply(const SamplingParams& params, std::span<float> logits) const;
 
  private:

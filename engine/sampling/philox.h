@@ -1,6 +1,7 @@
 // Counter-based random numbers: Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw: "Parallel
-// random numbers: as easy as 1, 2, 3", SC 2011). A number is a pure function of (key, counter), so a
-// sequence that moves to another worker needs no generator state: the index of the token is enough.
+// random numbers: as easy as 1, 2, 3", SC 2011). A number is a pure function of (key, counter), so
+// a sequence that moves to another worker needs no generator state: the index of the token is
+// enough.
 #ifndef HYSERVE_ENGINE_SAMPLING_PHILOX_H_
 #define HYSERVE_ENGINE_SAMPLING_PHILOX_H_
 

@@ -1,12 +1,14 @@
 // Chooses the next token from one row of logits.
 //
 // Order of the transformations:
-//   1. NaN and infinity (logprobs.h)         5. temperature
-//   2. logit bias                            6. top_k: the k most probable
-//   3. repetition, then frequency and        7. top_p: of these, renormalised, the shortest run of the
-//      presence penalties (penalty_state.h)     most probable whose sum reaches top_p
-//   4. min_tokens: end ids become impossible 8. min_p: of these, those with at least min_p times the
-//                                               probability of the most probable
+//   1. NaN and infinity (logprobs.h)
+//   2. logit bias
+//   3. repetition, then frequency and presence penalties (penalty_state.h)
+//   4. min_tokens: end ids become impossible
+//   5. temperature
+//   6. top_k: the k most probable
+//   7. top_p: of these, renormalised, the shortest run of the most probable whose sum reaches top_p
+//   8. min_p: of these, those with at least min_p times the probability of the most probable
 // Log-probabilities are taken after 4. Equal logits are ordered by lower id everywhere.
 // Temperature 0 takes the best token after 4.
 //

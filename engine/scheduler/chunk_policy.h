@@ -19,9 +19,9 @@ struct PromptWork {
   int32_t max_rows = INT32_MAX;  // in one step; a multiple of 64
 };
 
-// Rows per prompt, in the order of `prompts` (oldest first); their sum is at most `budget`, a multiple
-// of 64. A chunk that does not reach its stop is a multiple of 64 rows. At least one prompt gets rows.
-// `turn` decides whose turn it is when the budget cannot be halved.
+// Rows per prompt, in the order of `prompts` (oldest first); their sum is at most `budget`, a
+// multiple of 64. A chunk that does not reach its stop is a multiple of 64 rows. At least one
+// prompt gets rows. `turn` decides whose turn it is when the budget cannot be halved.
 std::vector<int32_t> ShareRows(std::span<const PromptWork> prompts, int32_t budget, uint64_t turn);
 
 }  // namespace hyserve::scheduler

@@ -3,13 +3,13 @@
 // thread, no clock of its own. Not thread-safe: owned by the engine loop.
 //
 // Admission is first come, first served: the memory for prompt and generation (kPrefill: prompt) is
-// reserved at once, so a running sequence never lacks any, and nobody overtakes a large request that
-// waits for memory. In every step each generating sequence has one row, beside at most
+// reserved at once, so a running sequence never lacks any, and nobody overtakes a large request
+// that waits for memory. In every step each generating sequence has one row, beside at most
 // `chunk_tokens` prompt rows (fewer while sequences generate): chunk_policy.h.
 //
-// A chunk ends at restore points of the prefix cache: every snapshot_interval_tokens, and at the last
-// block boundary before the prompt's last token, so that the same prompt asked again computes at
-// least one token and at most 64.
+// A chunk ends at restore points of the prefix cache: every snapshot_interval_tokens, and at the
+// last block boundary before the prompt's last token, so that the same prompt asked again computes
+// at least one token and at most 64.
 //
 // Between PlanStep and CompleteStep nothing else may be called. After every call the caller takes
 // TakeSlabCopies(), then TakeEvents().
@@ -44,8 +44,8 @@ struct SchedulerOptions {
   int32_t max_sequences = 64;      // that hold memory
   int32_t max_queue = 4096;        // that wait for it
   int32_t chunk_tokens = 1024;     // prompt rows per step, a multiple of 64
-  // Prompt rows per step while any sequence generates, a multiple of 64: bounds the time between two
-  // tokens. 0: a quarter of chunk_tokens.
+  // Prompt rows per step while any sequence generates, a multiple of 64: bounds the time between
+  // two tokens. 0: a quarter of chunk_tokens.
   int32_t chunk_tokens_while_generating = 0;
   // Prompt rows per step of a sequence that wants prompt log-probabilities (logits of every row).
   int32_t chunk_tokens_with_logprobs = 64;
@@ -108,8 +108,8 @@ class Scheduler {
   const kv_cache::SlabAllocator& slabs() const { return slabs_; }
   const kv_cache::PrefixCache& cache() const { return cache_; }
 
-  // INTERNAL with the first violated invariant: allocators and cache, every block's references equal
-  // its holders, no block that a sequence may still write is shared. For tests.
+  // INTERNAL with the first violated invariant: allocators and cache, every block's references
+  // equal its holders, no block that a sequence may still write is shared. For tests.
   absl::Status CheckInvariants() const;
 
  private:

@@ -85,7 +85,8 @@ bool Scheduler::Admit(Sequence& sequence, StepPlan* plan) {
   sequence.computed_tokens = sequence.cached_tokens = hit.num_tokens;
   if (hit.snapshot != kv_cache::kNoSlab) {
     slab_copies_.push_back(
-        {.kind = SlabCopy::Kind::kRestore, .id = spec.id, .from = hit.snapshot, .to = sequence.slab});
+        {.kind = SlabCopy::Kind::kRestore, .id = spec.id, .from = hit.snapshot,
+         .to = sequence.slab});
   }
   if (looks_up) {
     plan->prefix_query_tokens += sequence.prompt_tokens;
@@ -139,7 +140,8 @@ void Scheduler::PublishPrefix(Sequence& sequence) {
   cache_.Publish(sequence.keys, tokens, sequence.blocks, full, &sequence.held);
   if (const auto slab = cache_.AddSnapshot(sequence.keys, full); slab.has_value()) {
     slab_copies_.push_back(
-        {.kind = SlabCopy::Kind::kSnapshot, .id = sequence.spec.id, .from = sequence.slab, .to = *slab});
+        {.kind = SlabCopy::Kind::kSnapshot, .id = sequence.spec.id, .from = sequence.slab,
+         .to = *slab});
   }
   retry_admission_ = true;  // a waiting prompt may share these blocks
 }
@@ -169,7 +171,7 @@ absl::Status Scheduler::CheckInvariants() const {
     if (sequence->slab != kv_cache::kNoSlab) {
       ++slabs;
       if (slabs_.state(sequence->slab) != kv_cache::MemoryState::kUsed) {
-        return absl::InternalError(absl::StrCat("sequence ", id, " has a slab that is not its own"));
+        return absl::InternalError(absl::StrCat("sequence ", id, " has a foreign slab"));
       }
     }
     for (size_t i = sequence->computed_tokens / kTokensPerBlock; i < sequence->blocks.size(); ++i) {

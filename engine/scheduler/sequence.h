@@ -31,8 +31,8 @@ struct SequenceSpec {
 //   kWaiting --admit--> kPrefilling ------> kGenerating --> gone            (kLocal)
 //                       kPrefilling ------> kHeld --Release--> gone         (kPrefill)
 //   kWaiting --admit--> kReserved --Resume--> kGenerating --> gone          (kDecode)
-// An end before its time (cancel, deadline, error) leads to kHeld where somebody else may still touch
-// the memory (kPrefill once admitted, kDecode when reserved), and to gone elsewhere.
+// An end before its time (cancel, deadline, error) leads to kHeld where somebody else may still
+// touch the memory (kPrefill once admitted, kDecode when reserved), and to gone elsewhere.
 enum class State : uint8_t { kWaiting, kPrefilling, kReserved, kGenerating, kHeld };
 
 struct Sequence {

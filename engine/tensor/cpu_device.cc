@@ -34,6 +34,7 @@ std::string_view Name(Isa isa) {
     case Isa::kScalar: return "scalar";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Bf16: return "avx512_bf16";
   }
   return "unknown";
 }
@@ -41,7 +42,7 @@ std::string_view Name(Isa isa) {
 Isa DetectIsa() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
   return Isa::kScalar;
@@ -51,16 +52,14 @@ absl::StatusOr<std::unique_ptr<CpuDevice>> CpuDevice::Create(const DeviceOptions
   Isa isa = DetectIsa();
   if (options.isa != "auto") {
     const Isa best = isa;
-    if (options.isa == Name(Isa::kScalar)) {
-      isa = Isa::kScalar;
-    } else if (options.isa == Name(Isa::kAvx2)) {
-      isa = Isa::kAvx2;
-    } else if (options.isa == Name(Isa::kAvx512)) {
-      isa = Isa::kAvx512;
-    } else {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "isa: must be auto, avx512, avx2 or scalar; got '", options.isa, "'"));
+    const auto* named = std::find_if(std::begin(kAllIsas), std::end(kAllIsas),
+                                     [&](Isa known) { return Name(known) == options.isa; });
+    if (named == std::end(kAllIsas)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("isa: must be auto, avx512_bf16, avx512, avx2 or scalar; got '",
+                       options.isa, "'"));
     }
+    isa = *named;
     if (isa > best) {
       return absl::InvalidArgumentError(absl::StrCat("isa: this machine has no ", options.isa));
     }

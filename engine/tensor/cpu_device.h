@@ -15,7 +15,10 @@
 
 namespace hyserve::tensor {
 
-enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+// Each includes those before it. kAvx512Bf16 differs from kAvx512 in products with bf16 weights:
+// their activations are rounded to bf16 too, at twice the speed.
+enum class Isa : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+inline constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
 
 std::string_view Name(Isa isa);
 // The best that this machine has.

@@ -23,7 +23,7 @@ enum class DeviceKind { kCpu, kCuda };
 struct DeviceOptions {
   std::string name = "cpu";  // "cpu", later "cuda:0"
   int num_threads = 0;       // CPU only; 0 = one per core that the process may run on
-  std::string isa = "auto";  // CPU only: "auto", "avx512", "avx2", "scalar"
+  std::string isa = "auto";  // CPU only: "auto", "avx512_bf16", "avx512", "avx2", "scalar"
 };
 
 class Device {

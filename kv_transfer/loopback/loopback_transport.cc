@@ -87,8 +87,8 @@ class Node final : public LoopbackTransport {
   std::string local_address() const override { return std::string(kScheme) + std::to_string(id_); }
   uint64_t incarnation() const override { return incarnation_; }
   std::string Description() const override {
-    return absl::StrCat("transport: loopback (copies inside one process)\naddress: ", local_address(),
-                        "\nmessage_bytes: ", shared_->options.message_bytes, "\n");
+    return absl::StrCat("transport: loopback (copies inside one process)\naddress: ",
+                        local_address(), "\nmessage_bytes: ", shared_->options.message_bytes, "\n");
   }
   size_t preferred_message_bytes() const override { return shared_->options.message_bytes; }
   absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) override {

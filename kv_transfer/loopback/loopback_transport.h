@@ -1,8 +1,9 @@
 // A transport inside one process: for single-process serving and for tests. Same contract as every
 // other transport (transport.h), same kinds of endings.
 //
-// Threaded: every transport has its own progress thread. Manual: no threads; a test calls RunOne() and
-// chooses which of the waiting events happens next, so every interleaving can be produced and repeated.
+// Threaded: every transport has its own progress thread. Manual: no threads; a test calls RunOne()
+// and chooses which of the waiting events happens next, so every interleaving can be produced and
+// repeated.
 #ifndef HYSERVE_KV_TRANSFER_LOOPBACK_LOOPBACK_TRANSPORT_H_
 #define HYSERVE_KV_TRANSFER_LOOPBACK_LOOPBACK_TRANSPORT_H_
 

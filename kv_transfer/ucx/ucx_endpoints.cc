@@ -117,8 +117,8 @@ bool UcxNode::RunRecorded() {
     const auto it = endpoints_.find(id);
     if (it != endpoints_.end()) BeginClose(*it->second, status);
   }
-  // An endpoint is over when UCX has closed it and every operation on it has completed. If UCX ever kept
-  // one back, its memory would stay quarantined: the only safe answer.
+  // An endpoint is over when UCX has closed it and every operation on it has completed. If UCX ever
+  // kept one back, its memory would stay quarantined: the only safe answer.
   for (size_t i = 0; i < closing_.size();) {
     const auto it = endpoints_.find(closing_[i]);
     Endpoint& endpoint = *it->second;

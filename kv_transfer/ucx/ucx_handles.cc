@@ -30,7 +30,7 @@ absl::Status UcxStatus(ucs_status_t status, const char* what) {
 
 namespace {
 
-// Settings of single transports have to be named without the transport's prefix (UCX issue 8649), and
+// Settings of single transports have to be named without the transport's prefix in UCX 1.13, and
 // later versions check the name: so the short name first, then the full one.
 ucs_status_t Modify(ucp_config_t* config, const std::string& name, const std::string& value) {
   constexpr char kTcpPrefix[] = "TCP_";
@@ -54,8 +54,8 @@ absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& e
       {"TLS", options.transports},
       {"RNDV_THRESH", absl::StrCat(options.rendezvous_threshold_bytes)},
       // With TCP's emulated put a peer that closes by force can abort this process inside UCX 1.13
-      // (an assertion on an acknowledgement that comes too late). Without it rendezvous data travels
-      // as active messages.
+      // (an assertion on an acknowledgement that comes too late). Without it rendezvous data
+      // travels as active messages.
       {"TCP_PUT_ENABLE", "n"},
   };
   if (!options.net_devices.empty()) settings.emplace_back("NET_DEVICES", options.net_devices);

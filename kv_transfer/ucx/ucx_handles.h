@@ -1,5 +1,5 @@
-// UCX's handles as owners, its status codes as absl::Status, and socket addresses as text. Internal to
-// kv_transfer/ucx.
+// UCX's handles as owners, its status codes as absl::Status, and socket addresses as text. Internal
+// to kv_transfer/ucx.
 #ifndef HYSERVE_KV_TRANSFER_UCX_UCX_HANDLES_H_
 #define HYSERVE_KV_TRANSFER_UCX_UCX_HANDLES_H_
 
@@ -35,8 +35,8 @@ using UcxWorker =
 using UcxListener =
     std::unique_ptr<std::remove_pointer_t<ucp_listener_h>, UcxDeleter<ucp_listener_destroy>>;
 
-// Applies the options' settings; appends "NAME = value" lines to `effective`. INVALID_ARGUMENT names
-// the setting that UCX refuses.
+// Applies the options' settings; appends "NAME = value" lines to `effective`. INVALID_ARGUMENT
+// names the setting that UCX refuses.
 absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& effective);
 
 // Numeric addresses only, so that nothing blocks on a name server.

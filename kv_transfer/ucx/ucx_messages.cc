@@ -135,16 +135,22 @@ ucs_status_t UcxNode::Announced(Endpoint& endpoint, Channel channel, std::string
   auto* operation = new Operation(&endpoint, Kind::kReceive, channel, target->id);
   operation->length = length;
   ++operations_;
+  const MemoryHandle* memory = FindMemory(target->data, length);
   if (!rendezvous) {
-    std::memcpy(target->data, data, length);
-    Post(operation, nullptr);
+    ++endpoint.operations;
+    if (memory != nullptr && memory->kind == MemoryKind::kCuda) {
+      Complete(operation, absl::DataLossError("data for device memory came without rendezvous"));
+    } else {
+      std::memcpy(target->data, data, length);
+      Complete(operation, absl::OkStatus());
+    }
     return UCS_OK;
   }
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.recv_am = &UcxNode::OnReceiveDone;
   param.user_data = operation;
-  if (const MemoryHandle* memory = FindMemory(target->data, length)) {
+  if (memory != nullptr) {
     param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE;
     param.memory_type =
         memory->kind == MemoryKind::kCuda ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;

@@ -37,7 +37,8 @@ UcxNode::UcxNode(const UcxOptions& options)
 absl::Status UcxNode::Start() {
   wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
-  if (wake_fd_ < 0 || epoll_fd_ < 0) return absl::ResourceExhaustedError("no file descriptors left");
+  if (wake_fd_ < 0 || epoll_fd_ < 0)
+    return absl::ResourceExhaustedError("no file descriptors left");
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = wake_fd_;

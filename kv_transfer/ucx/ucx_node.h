@@ -1,9 +1,9 @@
-// The UCX transport's state: one worker, one listener, its endpoints and the operations on them, all
-// owned by one progress thread. Internal to kv_transfer/ucx.
+// The UCX transport's state: one worker, one listener, its endpoints and the operations on them,
+// all owned by one progress thread. Internal to kv_transfer/ucx.
 //
-// UCX's callbacks run inside ucp_worker_progress() and only record what happened; handlers are called
-// afterwards, from the loop. The one exception is the announcement of a data message, whose receive must
-// be posted from inside UCX's callback.
+// UCX's callbacks run inside ucp_worker_progress() and only record what happened; handlers are
+// called afterwards, from the loop. The one exception is the announcement of a data message, whose
+// receive must be posted from inside UCX's callback.
 #ifndef HYSERVE_KV_TRANSFER_UCX_UCX_NODE_H_
 #define HYSERVE_KV_TRANSFER_UCX_UCX_NODE_H_
 

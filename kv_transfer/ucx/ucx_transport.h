@@ -1,9 +1,10 @@
-// The transport between processes: UCX active messages with rendezvous, over connections made through a
-// listener, with peer error handling on. The only public header of the only code that includes ucp.h.
+// The transport between processes: UCX active messages with rendezvous, over connections made
+// through a listener, with peer error handling on. The only public header of the only code that
+// includes ucp.h.
 //
-// Why a listener and not worker addresses: a connection then is one pair of endpoints that both sides
-// hold, so each side can close it by force and the other is told; the port is known, so a network
-// policy can name it; and the address that travels is "ip:port", readable in logs.
+// Why a listener and not worker addresses: a connection then is one pair of endpoints that both
+// sides hold, so each side can close it by force and the other is told; the port is known, so a
+// network policy can name it; and the address that travels is "ip:port", readable in logs.
 #ifndef HYSERVE_KV_TRANSFER_UCX_UCX_TRANSPORT_H_
 #define HYSERVE_KV_TRANSFER_UCX_UCX_TRANSPORT_H_
 
@@ -24,14 +25,14 @@ struct UcxOptions {
   std::string listen_address = "127.0.0.1";  // numeric IPv4 or IPv6
   int port = 0;                              // of the listener; 0: any free one
   std::string advertise_address;             // numeric; empty: listen_address
-  // Comma lists as UCX understands them. Shared-memory transports of UCX refuse peer error handling,
-  // so the default is TCP; on RDMA hosts e.g. "rc,tcp", with CUDA "rc,tcp,cuda".
+  // Comma lists as UCX understands them. Shared-memory transports of UCX refuse peer error
+  // handling, so the default is TCP; on RDMA hosts e.g. "rc,tcp", with CUDA "rc,tcp,cuda".
   std::string transports = "tcp";
   std::string net_devices;     // e.g. "eth0" or "mlx5_0:1"; empty: all
   std::string tcp_port_range;  // of data connections, e.g. "7600-7699"; empty: any
   size_t rendezvous_threshold_bytes = 16384;  // smaller data messages are copied by UCX
-  // Payload of one data message: 0 chooses by transport (TCP 1 MiB: fits the caches that the copies go
-  // through; others 16 MiB: a message costs tens of microseconds however small).
+  // Payload of one data message: 0 chooses by transport (TCP 1 MiB: fits the caches that the copies
+  // go through; others 16 MiB: a message costs tens of microseconds however small).
   size_t message_bytes = 0;
   absl::Duration spin = absl::Microseconds(20);  // busy-polling while operations are in flight
   // Any other UCX setting, without the UCX_ prefix: {"MAX_RNDV_RAILS", "1"}. Applied last. UCX 1.13

@@ -123,6 +123,10 @@ v1::Registration WorkerHost::Describe() const {
   return registration;
 }
 
+int WorkerHost::metrics_port() const {
+  return metrics_server_ == nullptr ? 0 : metrics_server_->port();
+}
+
 std::string WorkerHost::NotReadyReason() const {
   if (options_.core->draining()) return "draining";
   if (!options_.registers) return "";

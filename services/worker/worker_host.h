@@ -41,6 +41,7 @@ class WorkerHost {
 
   std::string address() const;         // of the gRPC server
   v1::Registration Describe() const;   // what the worker registers with; no address before Start()
+  int metrics_port() const;            // 0: none
   // Empty while the worker can take work, else why not.
   std::string NotReadyReason() const;
   bool WaitRegistered(absl::Duration timeout) const;

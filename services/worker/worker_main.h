@@ -55,7 +55,9 @@ int WorkerMain(int argc, char** argv, const std::string& program,
     auto made = MakeTransport(*config, *settings);
     if (!made.ok()) return ExitWith(1, program, made.status());
     transport = *std::move(made);
-    common::LogInfo("transport ready", {{"transport", transport->Description()}});
+    common::LogInfo("transport ready", {{"transport", transport->name()},
+                                        {"address", transport->local_address()}});
+    common::LogDebug("transport", {{"settings", transport->Description()}});
   }
   auto worker = Worker::Start(*std::move(core), std::move(transport));
   if (!worker.ok()) return ExitWith(1, program, worker.status());

@@ -26,7 +26,8 @@ TEST(CopyPlanTest, NeighboursTravelTogetherAndBothSidesBreaksCut) {
   CopyPlan plan({.num_layers = 1, .slice_bytes = 10, .slab_bytes = 0, .max_message_bytes = 1000},
                 BreakMap({0, 1, 2, 7, 8, 9}), BreakMap({4, 5, 6, 7, 1, 2}));
   plan.LayerReady(0, 6);
-  EXPECT_THAT(Drain(plan), ElementsAre(Blocks(0, 0, 3, 10), Blocks(0, 3, 1, 10), Blocks(0, 4, 2, 10)));
+  EXPECT_THAT(Drain(plan),
+              ElementsAre(Blocks(0, 0, 3, 10), Blocks(0, 3, 1, 10), Blocks(0, 4, 2, 10)));
 }
 
 TEST(CopyPlanTest, TheLimitCutsRunsAndTheSlab) {

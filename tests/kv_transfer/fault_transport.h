@@ -1,5 +1,5 @@
-// A transport that misbehaves on the sender's side: drops, doubles, delays and damages messages, cuts
-// connections. Wraps another transport; the probabilities may be changed at any time.
+// A transport that misbehaves on the sender's side: drops, doubles, delays and damages messages,
+// cuts connections. Wraps another transport; the probabilities may be changed at any time.
 #ifndef HYSERVE_TESTS_KV_TRANSFER_FAULT_TRANSPORT_H_
 #define HYSERVE_TESTS_KV_TRANSFER_FAULT_TRANSPORT_H_
 

@@ -1,8 +1,9 @@
-// The other process of the UCX tests and of the bandwidth benchmark. Speaks lines on stdin and stdout:
+// The other process of the UCX tests and of the bandwidth benchmark. Speaks lines on stdin and
+// stdout:
 //
 //   exporter LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS [MESSAGE_BYTES]
 //     -> READY <address> <incarnation>
-//     <- OFFER <seed> <epoch> <tokens> <first block> <offers all at once: 1, or only the first layer: 0>
+//     <- OFFER <seed> <epoch> <tokens> <first block> <1: all of it, 0: layer 0 only>
 //     -> RELEASED <seed> <reason>
 //   importer ... (same arguments)
 //     <- PULL <seed> <epoch> <tokens> <first block> <address> <incarnation>

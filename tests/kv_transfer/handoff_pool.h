@@ -1,5 +1,5 @@
-// Memory of a pretended worker, filled with a pattern in which every word depends on the transfer, the
-// layer, the block and its place, so that any mix-up is seen.
+// Memory of a pretended worker, filled with a pattern in which every word depends on the transfer,
+// the layer, the block and its place, so that any mix-up is seen.
 #ifndef HYSERVE_TESTS_KV_TRANSFER_HANDOFF_POOL_H_
 #define HYSERVE_TESTS_KV_TRANSFER_HANDOFF_POOL_H_
 
@@ -108,7 +108,8 @@ class HandoffPool {
     for (int64_t layer = 0; layer < layers; ++layer) {
       for (size_t i = 0; i < blocks.size(); ++i) {
         const uint64_t stream = Mix(Mix(seed) + static_cast<uint64_t>(layer) * 1000003 + i);
-        if (!Range(regions_.Slice(layer, blocks[i]), layout().slice_bytes(), stream, word)) return false;
+        if (!Range(regions_.Slice(layer, blocks[i]), layout().slice_bytes(), stream, word))
+          return false;
       }
     }
     return slab < 0 || Range(regions_.Slab(slab), layout().slab_bytes, Mix(~seed), word);

@@ -1,7 +1,7 @@
 // Exporters and importers over the loopback transport, with every interleaving of messages drawn at
-// random, faults, aborts at every point and a fake clock. Memory is as tight and as quickly reused as it
-// can be (pools of 1.2 x the demand, last freed first used), so a byte that lands late or in the wrong
-// place is seen. The same run with one fence taken out must see one.
+// random, faults, aborts at every point and a fake clock. Memory is as tight and as quickly reused
+// as it can be (pools of 1.2 x the demand, last freed first used), so a byte that lands late or in
+// the wrong place is seen. The same run with one fence taken out must see one.
 #include <algorithm>
 #include <atomic>
 #include <map>
@@ -26,7 +26,8 @@ constexpr int kMaxBlocks = 4;
 constexpr int64_t kNumBlocks = kConcurrent * kMaxBlocks * 12 / 10;
 constexpr int64_t kNumSlabs = kConcurrent * 12 / 10 + 1;
 
-// A side's memory with LIFO free lists. Free memory is poisoned and must still be so when it is taken.
+// A side's memory with LIFO free lists. Free memory is poisoned and must still be so when it is
+// taken.
 class Side {
  public:
   Side(LoopbackNetwork* network, uint64_t seed)

@@ -1,5 +1,5 @@
-// Exporter and Importer over the loopback transport with real threads: callbacks, destruction in the
-// middle, many callers at once. Run it under the thread sanitizer.
+// Exporter and Importer over the loopback transport with real threads: callbacks, destruction in
+// the middle, many callers at once. Run it under the thread sanitizer.
 #include <atomic>
 #include <thread>
 

@@ -42,7 +42,8 @@ class ImportTableTest : public testing::Test {
         said.push_back(absl::StatusCodeToString(result_.status.code()));
       } else {
         const auto& body = std::get<ImportTable::SendControl>(action).message.body;
-        const char* names[] = {"pull", "renew", "commit", "cancel", "final", "failed", "ack", "ack"};
+        const char* names[] = {"pull",  "renew",  "commit", "cancel",
+                               "final", "failed", "ack",    "ack"};
         std::string name = names[body.index()];
         if (const auto* cancel = std::get_if<CancelBody>(&body)) name += cancel->release ? "!" : "";
         said.push_back(name);
@@ -282,9 +283,12 @@ TEST_F(ImportTableTest, ALostConnectionEndsThePull) {
 
 TEST_F(ImportTableTest, TheExportersRefusalsAreTranslated) {
   const std::vector<std::pair<Failure, std::string>> cases = {
-      {Failure::kUnknownTransfer, "UNAVAILABLE"},      {Failure::kLayoutMismatch, "FAILED_PRECONDITION"},
-      {Failure::kStaleEpoch, "FAILED_PRECONDITION"},   {Failure::kStaleIncarnation, "FAILED_PRECONDITION"},
-      {Failure::kAborted, "ABORTED"},                  {Failure::kOverloaded, "UNAVAILABLE"},
+      {Failure::kUnknownTransfer, "UNAVAILABLE"},
+      {Failure::kLayoutMismatch, "FAILED_PRECONDITION"},
+      {Failure::kStaleEpoch, "FAILED_PRECONDITION"},
+      {Failure::kStaleIncarnation, "FAILED_PRECONDITION"},
+      {Failure::kAborted, "ABORTED"},
+      {Failure::kOverloaded, "UNAVAILABLE"},
       {Failure::kLeaseExpired, "UNAVAILABLE"},
   };
   for (const auto& [failure, code] : cases) {

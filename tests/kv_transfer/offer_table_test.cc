@@ -75,7 +75,8 @@ class OfferTableTest : public testing::Test {
     return {.id = TestId(id), .epoch = epoch, .sender_incarnation = kPeer,
             .receiver_incarnation = kSelf, .generation = generation};
   }
-  std::vector<std::string> Say(const Envelope& envelope, ControlBody body, EndpointId from = kLane) {
+  std::vector<std::string> Say(const Envelope& envelope, ControlBody body,
+                               EndpointId from = kLane) {
     return Do([&](auto& actions) {
       table_->OnControl(from, ControlMessage(envelope, body), now_, actions);
     });
@@ -208,7 +209,8 @@ TEST_F(OfferTableTest, ALostReceiverMayBeReplacedWithinTheGrace) {
   Sent();  // the transport ends every operation before it reports the end of the endpoint
   EXPECT_THAT(Closed(), IsEmpty());
   EXPECT_THAT(After(absl::Seconds(1)), IsEmpty());
-  EXPECT_THAT(Say(From(1, 5, 2), PullOf({0, 5, 6}), 8), ElementsAre("L0:0+1@4")) << "from the start";
+  EXPECT_THAT(Say(From(1, 5, 2), PullOf({0, 5, 6}), 8), ElementsAre("L0:0+1@4"))
+      << "from the start";
   EXPECT_THAT(After(absl::Seconds(2)), IsEmpty());
   EXPECT_THAT(Closed(8), IsEmpty());
   sends_.clear();

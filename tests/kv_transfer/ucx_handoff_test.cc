@@ -1,5 +1,5 @@
-// Hand-offs between two real processes over UCX on 127.0.0.1: correct bytes and counts, and what happens
-// when the other process is killed or frozen in the middle.
+// Hand-offs between two real processes over UCX on 127.0.0.1: correct bytes and counts, and what
+// happens when the other process is killed or frozen in the middle.
 #include <numeric>
 #include <sstream>
 #include <thread>

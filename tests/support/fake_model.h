@@ -1,8 +1,9 @@
 // A model without arithmetic: a hash chain through the KV pool.
 //
-// What a row writes into pages and rings, and the logits, are hashes of what the row reads from them:
-// all earlier keys and values of its sequence and the whole window. So any mix-up of blocks, slabs,
-// positions or snapshots changes the tokens, while batching, chunking and hand-offs must not.
+// What a row writes into pages and rings, and the logits, are hashes of what the row reads from
+// them: all earlier keys and values of its sequence and the whole window. So any mix-up of blocks,
+// slabs, positions or snapshots changes the tokens, while batching, chunking and hand-offs must
+// not.
 #ifndef HYSERVE_TESTS_SUPPORT_FAKE_MODEL_H_
 #define HYSERVE_TESTS_SUPPORT_FAKE_MODEL_H_
 

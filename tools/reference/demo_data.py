@@ -25,6 +25,7 @@ class Mixture:
   share: float  # chance that a new key shares a word with an earlier one
   kind_weights: tuple  # of KINDS, for new facts
   sparse_text: float  # share of sequences with few statements
+  restate: float = 0.1  # chance that a statement repeats an earlier one, its number predicted
   lowest_rate: float = 0.08  # smallest chance of a statement in the other sequences
 
 
@@ -61,7 +62,7 @@ class SequenceMaker:
 
 def max_answers(length: int) -> int:
   """More answers than a sequence of this length can hold; number 0 means no answer."""
-  return length // 16 + 2
+  return length // 8 + 2
 
 
 class _Sequence:
@@ -79,9 +80,11 @@ class _Sequence:
     self._ids, self._classes, self._answers, self._kinds = [], [], [], []
     self._line_start = True
     self._fact_limit = 10 ** 9
+    self._least = rng.choice((1, 2, 4, 6, 8))  # facts to choose from before the first question
     self._statement_rate = math.exp(rng.uniform(math.log(mix.lowest_rate), math.log(0.65)))
     if rng.random() < mix.sparse_text:
       self._fact_limit = rng.choice((1, 2, 3, 4, 6, 8, 12, 16))
+      self._least = 1
       self._statement_rate = max(0.02, self._fact_limit * 20 / length)
 
   def build(self):
@@ -97,7 +100,7 @@ class _Sequence:
           question_rate = 0.3
           continue
         self._ask()
-      elif self._ready and rng.random() < question_rate:
+      elif len(self._ready) >= self._least and rng.random() < question_rate:
         self._ask()
       elif rng.random() < self._statement_rate and self._state():
         continue
@@ -131,6 +134,8 @@ class _Sequence:
   def _state(self) -> bool:
     """Writes one statement, of a fact under way or of a new one."""
     rng = self._rng
+    if len(self._ready) >= self._least and rng.random() < self._mix.restate:
+      return self._restate(rng.choice(self._ready))
     fresh = not self._pending or rng.random() < 0.3
     if fresh and self._fact_limit > 0:
       fact = self._new_fact()
@@ -146,6 +151,16 @@ class _Sequence:
     if not fact.statements:
       self._pending.pop(index)
       self._ready.append(fact)
+    return True
+
+  def _restate(self, fact) -> bool:
+    """Repeats the statement of a key with one number, which counts as an answer."""
+    if fact.kind != "number":
+      return False
+    *head, space, number = tasks.number_statement(self._rng, fact.name, fact.values[0])
+    self._sentence(head, IGNORED)
+    self._kinds.append(KINDS.index(fact.kind))
+    self._put([space, number], VALUE, len(self._kinds))
     return True
 
   def _new_fact(self):
@@ -164,7 +179,10 @@ class _Sequence:
   def _ask(self):
     index = self._rng.randrange(len(self._ready))
     self._ready[index], self._ready[-1] = self._ready[-1], self._ready[index]
-    fact = self._ready.pop()
+    fact = self._ready[-1]
+    if self._rng.random() < 0.4:
+      self._ready.pop()
+    self._least = 1
     prompt, answer, after = tasks.exchange(fact, self._chat, not self._line_start)
     self._put(prompt, IGNORED)
     number = len(self._kinds) + 1

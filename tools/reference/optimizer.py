@@ -30,7 +30,7 @@ class MuonAdam:
   """Updates the bf16 parameters from their gradients."""
 
   def __init__(self, params: dict, masters: dict, muon_lr=0.012, adam_lr=2e-3, momentum=0.95,
-               betas=(0.9, 0.95), weight_decay=0.01, clip=1.0):
+               betas=(0.9, 0.95), weight_decay=0.01, clip=1.0, muon=True):
     self.params = params
     self._settings = (muon_lr, adam_lr, momentum, betas, weight_decay, clip)
     device = next(iter(params.values())).device
@@ -39,8 +39,8 @@ class MuonAdam:
     by_shape = collections.defaultdict(list)
     self._adam_names = []
     for name, value in params.items():
-      if value.dim() == 2 and ".mlp." in name or name.endswith(
-          ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")):
+      if muon and (value.dim() == 2 and ".mlp." in name or name.endswith(
+          ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))):
         by_shape[tuple(value.shape)].append(name)
       else:
         self._adam_names.append(name)
@@ -89,20 +89,11 @@ class MuonAdam:
     return norm
 
   def state(self) -> dict:
-    """What a later run needs: master weights in float32, Adam's moments in bf16."""
-    out = {"master/" + n: v.detach().cpu().clone() for n, v in self.masters.items()}
-    for name, first, second in zip(self._adam_names, self.first, self.second):
-      out["first/" + name] = first.bfloat16().cpu()
-      out["second/" + name] = second.bfloat16().cpu()
-    out["step_count"] = self.step_count.cpu()
-    return out
+    """The float32 master weights; a later run estimates the moments anew while it warms up."""
+    return {n: v.detach().cpu().clone() for n, v in self.masters.items()}
 
   @torch.no_grad()
   def restore(self, state: dict):
     for name, value in self.masters.items():
-      value.copy_(state["master/" + name])
-    for name, first, second in zip(self._adam_names, self.first, self.second):
-      first.copy_(state["first/" + name])
-      second.copy_(state["second/" + name])
-    self.step_count.copy_(state["step_count"])
+      value.copy_(state[name])
     self.publish()

@@ -4,7 +4,7 @@ Everything is produced as atoms: short strings that begin and end at boundaries 
 splitting pattern, so that the tokens of the joined text are the joined tokens of the atoms.
 
 Statements and their questions:
-  single, multi_key  The special number for amber falcon is 482131.
+  single, multi_key  The special number is amber falcon 482131.
                      What is the special number for amber falcon?
   multi_value        the same sentence several times with different numbers for one key
                      What are all the special numbers for amber falcon?
@@ -97,11 +97,19 @@ class KeyMaker:
     return limit - len(self._set)
 
 
+def number_statement(rng: random.Random, key: list, value: str) -> list:
+  return [rng.choice(STATEMENT_OPENINGS), *named(key), *number_atoms(value)]
+
+
+def named(key: list) -> list:
+  """What stands between the opening of a statement and the number."""
+  return [" special number is", *key]
+
+
 def number_fact(rng: random.Random, key: list, count: int = 1) -> Fact:
   """A key with one number, or with several that are stated one by one."""
   values = [random_number(rng) for _ in range(count)]
-  statements = [[rng.choice(STATEMENT_OPENINGS), " special number for", *key, " is",
-                 *number_atoms(value)] for value in values]
+  statements = [number_statement(rng, key, value) for value in values]
   return Fact("number" if count == 1 else "numbers", key, values, statements)
 
 
@@ -128,7 +136,7 @@ def question_atoms(fact: Fact) -> list:
 def answer_atoms(fact: Fact) -> list:
   """The answer, without its last full stop: (atom, is_value) pairs."""
   if fact.kind == "number":
-    return ([(a, False) for a in (" The", " special number for", *fact.name, " is")]
+    return ([(a, False) for a in (" The", *named(fact.name))]
             + [(a, True) for a in number_atoms(fact.values[0])])
   if fact.kind == "numbers":
     out = [(a, False) for a in (" The", " special numbers for", *fact.name, " are")]

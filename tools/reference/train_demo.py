@@ -28,14 +28,15 @@ import random_model
 
 MIX = demo_data.Mixture
 
-# (mixture, tokens a step, gate on the exact rate of every kind listed)
+# (mixture, tokens a step, gate on the exact rate of every kind listed, most seconds)
 PHASES = (
-    (MIX((256,), (1,), 0.0, 0.0, (1, 0, 0), 0.0, 0.35), 32768, {"number": 0.90}),
-    (MIX((256, 512), (1, 1), 0.7, 0.1, (8, 1, 1), 0.1, 0.2), 32768, {"number": 0.95}),
-    (MIX((512, 1024), (1, 1), 0.9, 0.3, (7, 1, 2), 0.2), 32768, {"number": 0.96}),
-    (MIX((1024, 2048, 4096), (2, 3, 2), 0.95, 0.3, (6, 2, 2), 0.3), 65536, {"number": 0.97}),
-    (MIX((2048, 8192), (1, 2), 0.95, 0.3, (6, 2, 2), 0.4), 65536, {"number": 0.97}),
-    (MIX((2048, 8192, 16384, 32768), (2, 3, 4, 2), 0.95, 0.3, (6, 2, 2), 0.5), 65536, {}),
+    (MIX((256,), (1,), 0.0, 0.0, (1, 0, 0), 0.0, 0.5, 0.6), 32768, {"number": 0.90}, 60),
+    (MIX((256,), (1,), 1.0, 0.6, (1, 0, 0), 0.0, 0.4, 0.6), 32768, {"number": 0.94}, 110),
+    (MIX((512, 1024), (1, 1), 1.0, 0.4, (7, 1, 2), 0.1, 0.3, 0.4), 32768, {"number": 0.95}, 60),
+    (MIX((1024, 2048, 4096), (2, 3, 2), 0.95, 0.3, (6, 2, 3), 0.3, 0.2), 65536,
+     {"number": 0.96}, 80),
+    (MIX((2048, 8192), (1, 2), 0.95, 0.3, (6, 2, 3), 0.4), 65536, {"number": 0.96}, 80),
+    (MIX((2048, 8192, 16384, 32768), (3, 3, 4, 1), 0.95, 0.3, (6, 5, 2), 0.5), 65536, {}, 10 ** 9),
 )
 
 CLASS_WEIGHTS = (0.0, 0.02, 0.25, 1.0)
@@ -48,7 +49,7 @@ def produce(tokenizer_path, seed, phase, out):
   """A worker process: batches of the phase in force, for ever."""
   maker = demo_data.SequenceMaker(tokenizer_path, seed)
   while True:
-    mix, step_tokens, _ = PHASES[phase.value]
+    mix, step_tokens, *_ = PHASES[phase.value]
     rng = maker._rng
     length = rng.choices(mix.lengths, mix.length_weights)[0]
     arrays = maker.batch(step_tokens // length, length, mix)
@@ -58,12 +59,12 @@ def produce(tokenizer_path, seed, phase, out):
 class Trainer:
   """Network, optimiser and one captured graph per batch shape."""
 
-  def __init__(self, cfg, masters, device, use_graphs=True):
+  def __init__(self, cfg, masters, device, use_graphs=True, muon=True, adam_lr=1e-3):
     self.device = device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     self.params = {n: v.to(device, dtype, copy=True).requires_grad_() for n, v in masters.items()}
     self.net = demo_net.DemoNet(cfg, self.params, dense=device != "cuda")
-    self.opt = optimizer.MuonAdam(self.params, masters)
+    self.opt = optimizer.MuonAdam(self.params, masters, muon=muon, adam_lr=adam_lr)
     self._weights = torch.tensor(CLASS_WEIGHTS, device=device)
     self._use_graphs = use_graphs and device == "cuda"
     self._graphs, self._warm, self._pool = {}, {}, None
@@ -159,6 +160,8 @@ def initial_masters(cfg) -> dict:
       value.zero_()
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
       value.mul_(0.3)
+    elif name == "model.embed_tokens.weight":
+      value.mul_(0.4)
     elif name == "lm_head.weight":
       value.mul_(0.5)
   return masters
@@ -213,10 +216,13 @@ def report(step, elapsed, phase, tokens, totals):
 
 def run(args):
   start = time.time()
+  if args.until:
+    args.seconds = args.until - start
   tokenizer_path = str(args.tokenizer)
   vocab = json.loads(pathlib.Path(tokenizer_path).read_text())
   vocab_size = len(vocab["model"]["vocab"])
   raw_config = demo_config.demo_config(vocab_size)
+  raw_config["partial_rotary_factor"] = args.rotary
   cfg = config_lib.parse_config(raw_config)
   meta = {"phase": args.phase, "tokens": 0, "steps": 0}
   if args.resume:
@@ -230,7 +236,8 @@ def run(args):
   for worker in workers:
     worker.start()
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  trainer = Trainer(cfg, initial_masters(cfg), device, use_graphs=not args.no_graphs)
+  trainer = Trainer(cfg, initial_masters(cfg), device, use_graphs=not args.no_graphs,
+                    muon=args.muon, adam_lr=args.adam_lr)
   if args.resume:
     restore(args.resume, trainer)
   train_loop(args, start, trainer, meta, phase, batches)
@@ -242,7 +249,7 @@ def run(args):
 
 def train_loop(args, start, trainer, meta, phase, batches):
   next_report, first_step, phase_since = time.time() + args.report_seconds, meta["steps"], start
-  gathered = {}
+  gathered, stale = {}, 0
   while time.time() - start < args.seconds:
     elapsed = time.time() - start
     fraction = elapsed / args.seconds
@@ -255,6 +262,7 @@ def train_loop(args, start, trainer, meta, phase, batches):
     except queue.Empty:
       raise RuntimeError("no batch within a minute") from None
     if made_in != phase.value:
+      stale += 1
       continue
     trainer.step(*arrays)
     meta["steps"] += 1
@@ -268,9 +276,14 @@ def train_loop(args, start, trainer, meta, phase, batches):
       report(meta["steps"], time.time() - start, phase.value, meta["tokens"], totals)
       next_report = time.time() + args.report_seconds
     wanted = PHASES[phase.value][0].lengths
-    if all(n in gathered for n in wanted) and passes(
-        PHASES[phase.value][2], [gathered[n][3] for n in wanted],
-        time.time() - phase_since):
+    spent = time.time() - phase_since
+    rates = [gathered[n][3]["number"] for n in wanted if n in gathered]
+    if args.give_up and phase.value == 0 and time.time() - start > args.give_up and (
+        rates[0][0] / max(rates[0][1], 1) < 0.7):
+      print("gave up", flush=True)
+      raise SystemExit(3)
+    if spent > PHASES[phase.value][3] or len(rates) == len(wanted) and passes(
+        PHASES[phase.value][2], [gathered[n][3] for n in wanted], spent):
       report(meta["steps"], time.time() - start, phase.value, meta["tokens"], gathered)
       phase.value += 1
       meta["phase"] = phase.value
@@ -289,12 +302,17 @@ def main():
   parser.add_argument("--resume", type=pathlib.Path)
   parser.add_argument("--seconds", type=float, default=500)
   parser.add_argument("--workers", type=int, default=13)
-  parser.add_argument("--warmup", type=int, default=100)
+  parser.add_argument("--warmup", type=int, default=200)
   parser.add_argument("--rate", type=float, default=1.0)
   parser.add_argument("--decay-from", type=float, default=2.0)
   parser.add_argument("--phase", type=int, default=0)
   parser.add_argument("--report-seconds", type=float, default=15)
   parser.add_argument("--no-graphs", action="store_true")
+  parser.add_argument("--give-up", type=float, default=0)
+  parser.add_argument("--until", type=float, help="end of the piece as a time stamp")
+  parser.add_argument("--muon", action="store_true")
+  parser.add_argument("--adam-lr", type=float, default=1e-3)
+  parser.add_argument("--rotary", type=float, default=0.5)
   run(parser.parse_args())
 
 

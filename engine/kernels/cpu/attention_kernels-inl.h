@@ -35,62 +35,52 @@ inline F LoadValues(const uint16_t* p, int n) {
   return Simd::LoadBf16(values);
 }
 
-template <typename T>
-void PackKeys(const void* const* keys, int dim, float* out) {
+// Transposes kWidth keys at a time in squares of 32-bit elements: f32 values, or pairs of bf16.
+// elements: 32-bit elements of a key, of which the last may be half a pair.
+template <class LoadElements>
+inline void PackSquares(int elements, float* out, LoadElements load) {
   for (int j = 0; j < kBlockTokens; j += Simd::kWidth) {
-    float* panel = out + static_cast<int64_t>(j / kPanelCols) * dim * kPanelCols + j % kPanelCols;
-    for (int d = 0; d < dim; d += Simd::kWidth) {
-      const int n = dim - d < Simd::kWidth ? dim - d : Simd::kWidth;
+    float* panel =
+        out + static_cast<int64_t>(j / kPanelCols) * elements * kPanelCols + j % kPanelCols;
+    for (int e = 0; e < elements; e += Simd::kWidth) {
+      const int n = elements - e < Simd::kWidth ? elements - e : Simd::kWidth;
       F square[Simd::kWidth];
       HYSERVE_UNROLL
-      for (int i = 0; i < Simd::kWidth; ++i) {
-        const T* key = static_cast<const T*>(keys[j + i]);
-        square[i] = key == nullptr ? Simd::Zero() : LoadValues(key + d, n);
-      }
+      for (int i = 0; i < Simd::kWidth; ++i) square[i] = load(j + i, e, n);
       Simd::Transpose(square);
       if (n == Simd::kWidth) {
         HYSERVE_UNROLL
         for (int i = 0; i < Simd::kWidth; ++i) {
-          Simd::Store(panel + static_cast<int64_t>(d + i) * kPanelCols, square[i]);
+          Simd::Store(panel + static_cast<int64_t>(e + i) * kPanelCols, square[i]);
         }
       } else {
         for (int i = 0; i < n; ++i) {
-          Simd::Store(panel + static_cast<int64_t>(d + i) * kPanelCols, square[i]);
+          Simd::Store(panel + static_cast<int64_t>(e + i) * kPanelCols, square[i]);
         }
       }
     }
   }
 }
 
-void PackKeysF32(const void* const* keys, int dim, float* out) { PackKeys<float>(keys, dim, out); }
-
-void PackKeysBf16(const void* const* keys, int dim, float* out) {
-  PackKeys<uint16_t>(keys, dim, out);
+void PackKeysF32(const void* const* keys, int dim, float* out) {
+  PackSquares(dim, out, [keys](int j, int e, int n) {
+    const float* key = static_cast<const float*>(keys[j]);
+    return key == nullptr ? Simd::Zero() : LoadValues(key + e, n);
+  });
 }
 
-template <typename T>
-void PackValues(const void* const* values, int dim, float* out) {
-  for (int j = 0; j < kBlockTokens; ++j) {
-    const T* value = static_cast<const T*>(values[j]);
-    for (int d = 0; d < dim; d += kPanelCols) {
-      float* target = out + static_cast<int64_t>(d / kPanelCols) * kBlockTokens * kPanelCols +
-                      j * kPanelCols;
-      for (int half = 0; half < 2; ++half) {
-        const int at = d + half * Simd::kWidth;
-        const F x = value == nullptr || at >= dim ? Simd::Zero()
-                                                  : LoadValues(value + at, dim - at);
-        Simd::Store(target + half * Simd::kWidth, x);
-      }
+void PackKeysBf16(const void* const* keys, int dim, uint32_t* out) {
+  const int whole = dim / 2;
+  PackSquares((dim + 1) / 2, reinterpret_cast<float*>(out), [keys, dim, whole](int j, int e, int n) {
+    const uint16_t* key = static_cast<const uint16_t*>(keys[j]);
+    if (key == nullptr) return Simd::Zero();
+    if (n == Simd::kWidth && e + n <= whole) {
+      return Simd::Load(reinterpret_cast<const float*>(key + 2 * e));
     }
-  }
-}
-
-void PackValuesF32(const void* const* values, int dim, float* out) {
-  PackValues<float>(values, dim, out);
-}
-
-void PackValuesBf16(const void* const* values, int dim, float* out) {
-  PackValues<uint16_t>(values, dim, out);
+    uint16_t edge[2 * Simd::kWidth] = {};
+    for (int i = 0; 2 * e + i < dim && i < 2 * n; ++i) edge[i] = key[2 * e + i];
+    return Simd::Load(reinterpret_cast<const float*>(edge));
+  });
 }
 
 // Fixed order of the sum: vector i holds logits i * kWidth .., vectors are added in ascending order

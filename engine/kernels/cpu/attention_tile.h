@@ -23,6 +23,7 @@ struct TileShape {
   int v_head_dim = 0;
   int panel_cols = 0;
 
+  int q_cols() const { return (head_dim + 1) / 2 * 2; }
   int v_cols() const { return (v_head_dim + panel_cols - 1) / panel_cols * panel_cols; }
   // Floats of one tile of num_tokens tokens, and of one packed block.
   int64_t StateFloats(int num_tokens) const {
@@ -30,9 +31,11 @@ struct TileShape {
   }
   int64_t TileFloats(int num_tokens) const {
     return StateFloats(num_tokens) +
-           static_cast<int64_t>(num_tokens) * heads * (head_dim + kBlockTokens);
+           static_cast<int64_t>(num_tokens) * heads * (q_cols() + kBlockTokens);
   }
-  int64_t BlockFloats() const { return static_cast<int64_t>(kBlockTokens) * (head_dim + v_cols()); }
+  int64_t BlockFloats() const {
+    return static_cast<int64_t>(kBlockTokens) * (q_cols() + v_cols());
+  }
 };
 
 // Running softmax of the rows of a tile; a view of memory owned elsewhere.
@@ -50,6 +53,8 @@ struct SoftmaxState {
 struct BlockKeys {
   const void* keys[kBlockTokens];
   const void* values[kBlockTokens];
+  // Elements from one value to the next when all are there at equal distances, else 0.
+  int64_t value_stride = 0;
 };
 
 // Pointers into page `block` of a full layer for one KV head.
@@ -70,21 +75,38 @@ class AttentionTile {
   void LoadQueries(const tensor::TensorView& q, int64_t first_row, int kv_head, float scale);
   // No key seen yet.
   void ResetState();
-  void PackBlock(const BlockKeys& block, tensor::DType dtype);
+  // Takes the keys and values of a block; values at equal distances are read where they are.
+  void SetBlock(const BlockKeys& block, tensor::DType dtype);
+  // The pages (first key, first value) of the block after this one: fetched into the caches while
+  // this one is worked on. Null: none.
+  void SetNextBlock(const void* keys, const void* values);
   // Attends tokens [token_begin, token_end) to keys [lo, hi) of the packed block; the same range for
   // all of them. block_max as in SimdKernels::softmax_step, at the first of these rows, or null.
   void Attend(int token_begin, int token_end, int lo, int hi, float* block_max,
               int64_t block_max_stride);
 
  private:
+  // A range to fetch while a loop of `steps` steps runs.
+  struct Prefetch {
+    const char* begin = nullptr;
+    int64_t step_bytes = 0;
+  };
+  Prefetch Share(const void* base, int64_t bytes, int64_t part, int64_t parts, int64_t steps) const;
+
   const SimdKernels& simd_;
   const TileShape shape_;
   const int num_tokens_;
   SoftmaxState state_;
-  float* q_ = nullptr;       // [rows, head_dim]
+  float* q_ = nullptr;       // [rows, q_cols]
   float* scores_ = nullptr;  // [rows, kBlockTokens]
   float* keys_ = nullptr;    // packed
-  float* values_ = nullptr;  // packed
+  float* values_ = nullptr;  // room for values that do not lie at equal distances
+  // The current block.
+  tensor::DType dtype_ = tensor::DType::kF32;
+  const void* block_values_ = nullptr;
+  int64_t value_stride_ = 0;
+  const void* next_keys_ = nullptr;
+  const void* next_values_ = nullptr;
 };
 
 // Joins the softmax of a later range of keys into `into`, for every row that saw keys there.

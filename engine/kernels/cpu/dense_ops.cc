@@ -10,6 +10,7 @@ using tensor::DType;
 
 const SimdKernels& KernelsOf(const CpuDevice& device) {
   switch (device.isa()) {
+    case tensor::Isa::kAvx512Bf16: return Avx512Bf16Kernels();
     case tensor::Isa::kAvx512: return Avx512Kernels();
     case tensor::Isa::kAvx2: return Avx2Kernels();
     case tensor::Isa::kScalar: break;

@@ -190,7 +190,11 @@ void Runner::RunSplit(const Tile& tile, int64_t split, AttentionTile& attention,
   for (int64_t block = split * kSplitBlocks; block < end; ++block) {
     const int64_t key = block * kBlockTokens;
     PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
-    attention.PackBlock(pointers, params_.kv.dtype);
+    attention.SetBlock(pointers, params_.kv.dtype);
+    if (block + 1 < end) {
+      PagePointers(params_.kv, pages[block + 1], tile.kv_head, pointers);
+      attention.SetNextBlock(pointers.keys[0], pointers.values[0]);
+    }
     const auto max_at = [&](int token) {
       return block_max == nullptr
                  ? nullptr

@@ -163,51 +163,116 @@ void Gemv(const float* a, int64_t a_stride, int rows, const typename Panel::T* b
   }
 }
 
+// B operands of the attention products: kSteps steps of the chain at a time.
+struct F32Keys {
+  using T = float;
+  static constexpr int kSteps = 1;
+  static void Load(const T* p, F (&b)[1][2]) { F32Panel::Load(p, b[0][0], b[0][1]); }
+};
+
+struct Bf16KeyPairs {
+  using T = uint32_t;
+  static constexpr int kSteps = 2;
+  static void Load(const T* p, F (&b)[2][2]) {
+    Simd::LoadBf16Pair(reinterpret_cast<const uint16_t*>(p), b[0][0], b[1][0]);
+    Simd::LoadBf16Pair(reinterpret_cast<const uint16_t*>(p + Simd::kWidth), b[0][1], b[1][1]);
+  }
+};
+
+struct Bf16Values {
+  using T = uint16_t;
+  static constexpr int kSteps = 1;
+  static void Load(const T* p, F (&b)[1][2]) {
+    b[0][0] = Simd::LoadBf16(p);
+    b[0][1] = Simd::LoadBf16(p + Simd::kWidth);
+  }
+};
+
 // A as it lies in memory. Three rows share a pointer, so that twelve rows need few registers.
-template <int kRows>
-void RowsTile(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-              int64_t k, bool accumulate) {
+template <int kRows, class Operand>
+void RowsTile(const float* a, int64_t a_stride, const typename Operand::T* b, int64_t b_stride,
+              float* c, int64_t c_stride, int64_t k, bool accumulate, const char* prefetch,
+              int64_t prefetch_step) {
   constexpr int kPointers = (kRows + 2) / 3;
   const float* row[kPointers];
   HYSERVE_UNROLL
   for (int p = 0; p < kPointers; ++p) row[p] = a + 3 * p * a_stride;
   F acc[kRows][2];
   LoadTile<kRows>(acc, c, c_stride, accumulate);
-  for (int64_t i = 0; i < k; ++i) {
-    const F b0 = Simd::Load(b);
-    const F b1 = Simd::Load(b + Simd::kWidth);
+  for (int64_t i = 0; i < k; i += Operand::kSteps) {
+    Simd::Prefetch(prefetch);
+    Simd::Prefetch(prefetch + 64);
+    prefetch += prefetch_step;
+    F values[Operand::kSteps][2];
+    Operand::Load(b, values);
     HYSERVE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const F x = Simd::Set(row[r / 3][(r % 3) * a_stride]);
-      acc[r][0] = Simd::Fma(x, b0, acc[r][0]);
-      acc[r][1] = Simd::Fma(x, b1, acc[r][1]);
+    for (int step = 0; step < Operand::kSteps; ++step) {
+      HYSERVE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const F x = Simd::Set(row[r / 3][(r % 3) * a_stride + step]);
+        acc[r][0] = Simd::Fma(x, values[step][0], acc[r][0]);
+        acc[r][1] = Simd::Fma(x, values[step][1], acc[r][1]);
+      }
     }
     HYSERVE_UNROLL
-    for (int p = 0; p < kPointers; ++p) ++row[p];
-    b += kPanelCols;
+    for (int p = 0; p < kPointers; ++p) row[p] += Operand::kSteps;
+    b += b_stride;
   }
   StoreTile<kRows>(acc, c, c_stride);
 }
 
-template <int kRows>
-void RowsTileOfRows(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-                    int64_t k, int rows, bool accumulate) {
+template <int kRows, class Operand>
+void RowsTileOfRows(const float* a, int64_t a_stride, const typename Operand::T* b,
+                    int64_t b_stride, float* c, int64_t c_stride, int64_t k, int rows,
+                    bool accumulate, const char* prefetch, int64_t prefetch_step) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      RowsTileOfRows<kRows - 1>(a, a_stride, b, c, c_stride, k, rows, accumulate);
+      RowsTileOfRows<kRows - 1, Operand>(a, a_stride, b, b_stride, c, c_stride, k, rows,
+                                         accumulate, prefetch, prefetch_step);
       return;
     }
   }
-  RowsTile<kRows>(a, a_stride, b, c, c_stride, k, accumulate);
+  RowsTile<kRows, Operand>(a, a_stride, b, b_stride, c, c_stride, k, accumulate, prefetch,
+                           prefetch_step);
 }
 
-void GemmRows(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-              int64_t k, int rows, bool accumulate) {
+template <class Operand>
+void GemmRows(const float* a, int64_t a_stride, const typename Operand::T* b, int64_t b_stride,
+              float* c, int64_t c_stride, int64_t k, int rows, bool accumulate,
+              const char* prefetch, int64_t prefetch_step) {
   for (int r = 0; r < rows; r += Simd::kTileRows) {
     const int left = rows - r;
-    RowsTileOfRows<Simd::kTileRows>(a + r * a_stride, a_stride, b, c + r * c_stride, c_stride, k,
-                                    left < Simd::kTileRows ? left : Simd::kTileRows, accumulate);
+    RowsTileOfRows<Simd::kTileRows, Operand>(
+        a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride, k,
+        left < Simd::kTileRows ? left : Simd::kTileRows, accumulate, prefetch, prefetch_step);
+    // The first tile of rows has asked for everything.
+    prefetch = reinterpret_cast<const char*>(b);
+    prefetch_step = 0;
   }
+}
+
+void LogitsF32(const float* q, int64_t q_stride, const float* keys, float* c, int64_t c_stride,
+               int dim, int rows, const char* prefetch, int64_t prefetch_step) {
+  GemmRows<F32Keys>(q, q_stride, keys, kPanelCols, c, c_stride, dim, rows, false, prefetch,
+                    prefetch_step);
+}
+
+void LogitsBf16(const float* q, int64_t q_stride, const uint32_t* keys, float* c, int64_t c_stride,
+                int dim, int rows, const char* prefetch, int64_t prefetch_step) {
+  GemmRows<Bf16KeyPairs>(q, q_stride, keys, kPanelCols, c, c_stride, dim, rows, false, prefetch,
+                         prefetch_step);
+}
+
+void WeighF32(const float* p, const float* v, int64_t v_stride, float* c, int64_t c_stride,
+              int num_keys, int rows, const char* prefetch, int64_t prefetch_step) {
+  GemmRows<F32Keys>(p, kBlockTokens, v, v_stride, c, c_stride, num_keys, rows, true, prefetch,
+                    prefetch_step);
+}
+
+void WeighBf16(const float* p, const uint16_t* v, int64_t v_stride, float* c, int64_t c_stride,
+               int num_keys, int rows, const char* prefetch, int64_t prefetch_step) {
+  GemmRows<Bf16Values>(p, kBlockTokens, v, v_stride, c, c_stride, num_keys, rows, true, prefetch,
+                       prefetch_step);
 }
 
 }  // namespace

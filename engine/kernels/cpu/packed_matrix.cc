@@ -24,23 +24,32 @@ void PackF32Row(const TensorView& part, int64_t row, int64_t panel_cols, float* 
   }
 }
 
-void PackBf16Row(const TensorView& part, int64_t row, int64_t panel_cols, uint16_t* column) {
+// step: elements from one k to the next.
+void PackBf16Row(const TensorView& part, int64_t row, int64_t step, uint16_t* column) {
   const uint16_t* source = part.Row<const uint16_t>(row);
-  for (int64_t i = 0; i < part.cols; ++i) column[i * panel_cols] = source[i];
+  for (int64_t i = 0; i < part.cols; ++i) column[i * step] = source[i];
+}
+
+void PackBf16PairsRow(const TensorView& part, int64_t row, int64_t panel_cols, uint16_t* column) {
+  const uint16_t* source = part.Row<const uint16_t>(row);
+  for (int64_t i = 0; i < part.cols; ++i) column[i / 2 * panel_cols * 2 + i % 2] = source[i];
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
                                                          std::span<const TensorView> host_parts) {
-  const int panel_cols = KernelsOf(device).panel_cols;
+  const SimdKernels& simd = KernelsOf(device);
+  const int panel_cols = simd.panel_cols;
   const int64_t k = host_parts[0].cols;
   const DType dtype = host_parts[0].dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  const bool pairs = dtype == DType::kBF16 && simd.gemm_packed_pairs != nullptr;
+  const int64_t depth = pairs ? (k + 1) / 2 * 2 : k;
   int64_t n = 0;
   for (const TensorView& part : host_parts) n += part.rows;
   const int64_t num_panels = (n + panel_cols - 1) / panel_cols;
   absl::StatusOr<tensor::Buffer> buffer =
-      device.Allocate(static_cast<size_t>(num_panels * panel_cols * k) * tensor::SizeOf(dtype));
+      device.Allocate(static_cast<size_t>(num_panels * panel_cols * depth) * tensor::SizeOf(dtype));
   if (!buffer.ok()) return buffer.status();
   void* panels = buffer->data();
 
@@ -55,6 +64,9 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
         if (dtype == DType::kF32) {
           PackF32Row(part, row - part_begin, panel_cols,
                      static_cast<float*>(panels) + begin * k + column);
+        } else if (pairs) {
+          PackBf16PairsRow(part, row - part_begin, panel_cols,
+                           static_cast<uint16_t*>(panels) + begin * depth + 2 * column);
         } else {
           const int64_t half = panel_cols / 2;
           const int64_t place = column < half ? 2 * column : 2 * (column - half) + 1;
@@ -65,7 +77,8 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
       part_begin += part.rows;
     }
   });
-  return std::make_unique<CpuPackedMatrix>(n, k, dtype, panel_cols, *std::move(buffer));
+  return std::make_unique<CpuPackedMatrix>(n, k, dtype, panel_cols, pairs,
+                                           *std::move(buffer));
 }
 
 }  // namespace hyserve::kernels::cpu

@@ -37,18 +37,37 @@ struct SimdKernels {
   void (*gemv_bf16)(const float* a, int64_t a_stride, int rows, const uint16_t* b,
                     int64_t panel_stride, int num_panels, float* c, int64_t c_stride, int64_t n,
                     int64_t k) = nullptr;
-  // C[rows, panel_cols] (+)= A B for any number of rows, f32 panel, A as it lies in memory.
-  void (*gemm_rows)(const float* a, int64_t a_stride, const float* b, float* c, int64_t c_stride,
-                    int64_t k, int rows, bool accumulate) = nullptr;
+  // The same products with instructions that multiply pairs of bf16; null where there are none. B is
+  // a panel [ceil(k / 2)][panel_cols][2], and A holds pairs of bf16 (low half first), zero-padded:
+  // packed [ceil(k / 2)][tile_rows], or [rows][ceil(k / 2)] for gemv. Chains run over pairs.
+  void (*gemm_packed_pairs)(const uint32_t* a, const uint32_t* b, float* c, int64_t c_stride,
+                            int64_t pairs, int rows, int cols, bool accumulate) = nullptr;
+  void (*gemv_pairs)(const uint32_t* a, int64_t a_stride, int rows, const uint32_t* b,
+                     int64_t panel_stride, int num_panels, float* c, int64_t c_stride, int64_t n,
+                     int64_t pairs) = nullptr;
 
   // ---- Attention tiles ----
-  // keys[j]: key j of a block, dim values, or null for zeros. out: panels
-  // [kBlockTokens / panel_cols][dim][panel_cols], keys along columns.
+  // keys[j]: key j of a block, dim values, or null for zeros. out: panels over keys
+  // [kBlockTokens / panel_cols][dim][panel_cols] of f32, or [...][ceil(dim / 2)][panel_cols] of
+  // pairs of bf16 (low half: even dim), zero-padded.
   void (*pack_keys_f32)(const void* const* keys, int dim, float* out) = nullptr;
-  void (*pack_keys_bf16)(const void* const* keys, int dim, float* out) = nullptr;
-  // out: panels [ceil(dim / panel_cols)][kBlockTokens][panel_cols], zero-padded columns.
-  void (*pack_values_f32)(const void* const* values, int dim, float* out) = nullptr;
-  void (*pack_values_bf16)(const void* const* values, int dim, float* out) = nullptr;
+  void (*pack_keys_bf16)(const void* const* keys, int dim, uint32_t* out) = nullptr;
+  // C[rows, panel_cols] = Q K for one panel of packed keys; one chain over dim, ascending.
+  // Q[rows][q_stride], dim values rounded up to even, zero-padded. Every step of the chain prefetches
+  // two cache lines from `prefetch` on and moves it by prefetch_step bytes.
+  void (*logits_f32)(const float* q, int64_t q_stride, const float* keys, float* c,
+                     int64_t c_stride, int dim, int rows, const char* prefetch,
+                     int64_t prefetch_step) = nullptr;
+  void (*logits_bf16)(const float* q, int64_t q_stride, const uint32_t* keys, float* c,
+                      int64_t c_stride, int dim, int rows, const char* prefetch,
+                      int64_t prefetch_step) = nullptr;
+  // C[rows, panel_cols] += P V over num_keys rows of V, panel_cols columns each; one chain over the
+  // keys, ascending. P[rows][kBlockTokens].
+  void (*weigh_f32)(const float* p, const float* v, int64_t v_stride, float* c, int64_t c_stride,
+                    int num_keys, int rows, const char* prefetch, int64_t prefetch_step) = nullptr;
+  void (*weigh_bf16)(const float* p, const uint16_t* v, int64_t v_stride, float* c,
+                     int64_t c_stride, int num_keys, int rows, const char* prefetch,
+                     int64_t prefetch_step) = nullptr;
   // One step of the online softmax for every row: s[row][kBlockTokens] holds the logits, of which
   // [lo, hi) are visible (not none); they become exp(s - m'), the others 0, with
   // m' = max(m, block maximum); l and o[row][0, o_cols) are rescaled to m', l gains the row's sum.
@@ -81,6 +100,7 @@ struct SimdKernels {
 const SimdKernels& PortableKernels();
 const SimdKernels& Avx2Kernels();
 const SimdKernels& Avx512Kernels();
+const SimdKernels& Avx512Bf16Kernels();  // AVX-512 with products of bf16 pairs
 
 }  // namespace hyserve::kernels::cpu
 

@@ -13,11 +13,12 @@ constexpr SimdKernels MakeTable() {
   table.gemm_packed_bf16 = &GemmPacked<Bf16Panel>;
   table.gemv_f32 = &Gemv<F32Panel>;
   table.gemv_bf16 = &Gemv<Bf16Panel>;
-  table.gemm_rows = &GemmRows;
   table.pack_keys_f32 = &PackKeysF32;
   table.pack_keys_bf16 = &PackKeysBf16;
-  table.pack_values_f32 = &PackValuesF32;
-  table.pack_values_bf16 = &PackValuesBf16;
+  table.logits_f32 = &LogitsF32;
+  table.logits_bf16 = &LogitsBf16;
+  table.weigh_f32 = &WeighF32;
+  table.weigh_bf16 = &WeighBf16;
   table.softmax_step = &SoftmaxStep;
   table.block_scores = &BlockScores;
   table.bf16_to_f32 = &Bf16ToF32;

@@ -115,6 +115,7 @@ void Runner::WindowPointers(const Tile& tile, int64_t begin, int64_t lo, int64_t
   const int64_t step_begin = batch_.first_position[tile.seq];
   std::fill(std::begin(out.keys), std::end(out.keys), nullptr);
   std::fill(std::begin(out.values), std::end(out.values), nullptr);
+  out.value_stride = 0;
   for (int64_t position = std::max(begin, lo); position < std::min(begin + kBlockTokens, hi);
        ++position) {
     const int64_t j = position - begin;
@@ -143,7 +144,7 @@ void Runner::RunWindow(const Tile& tile, float* scratch) const {
   for (int64_t block = key_begin / kBlockTokens * kBlockTokens; block < key_end;
        block += kBlockTokens) {
     WindowPointers(tile, block, key_begin, key_end, pointers);
-    attention.PackBlock(pointers, params_.ring.dtype);
+    attention.SetBlock(pointers, params_.ring.dtype);
     int token = 0;
     while (token < tile.num_tokens) {
       const auto range = [&](int t) {
@@ -188,29 +189,41 @@ void Runner::RunSparse(const Tile& tile, float* scratch) const {
     left[token] = k;
     load_head(token);
   }
+  struct Run {
+    int begin = 0;
+    int end = 0;
+    int64_t visible = 0;  // keys of the block
+  };
+  Run runs[kTileTokens];
   BlockKeys pointers;
-  while (true) {
-    const int32_t block = *std::min_element(head, head + tile.num_tokens);
-    if (block == kNone) break;
-    PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
-    attention.PackBlock(pointers, params_.kv.dtype);
-    const auto visible = [&](int token) {
-      return std::min<int64_t>(kBlockTokens, first + token + 1 - int64_t{block} * kBlockTokens);
-    };
-    for (int token = 0; token < tile.num_tokens;) {
-      if (head[token] != block) {
-        ++token;
-        continue;
+  int32_t block = *std::min_element(head, head + tile.num_tokens);
+  if (block != kNone) PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
+  while (block != kNone) {
+    // Neighbours that selected this block and see equally much of it go together.
+    int num_runs = 0;
+    for (int token = 0; token < tile.num_tokens; ++token) {
+      if (head[token] != block) continue;
+      const int64_t visible =
+          std::min<int64_t>(kBlockTokens, first + token + 1 - int64_t{block} * kBlockTokens);
+      if (num_runs > 0 && runs[num_runs - 1].end == token &&
+          runs[num_runs - 1].visible == visible) {
+        ++runs[num_runs - 1].end;
+      } else {
+        runs[num_runs++] = {token, token + 1, visible};
       }
-      const int64_t hi = visible(token);
-      int end = token + 1;
-      while (end < tile.num_tokens && head[end] == block && visible(end) == hi) ++end;
-      attention.Attend(token, end, 0, static_cast<int>(hi), nullptr, 0);
-      for (; token < end; ++token) {
-        ++lists[token];
-        --left[token];
-        load_head(token);
-      }
+      ++lists[token];
+      --left[token];
+      load_head(token);
+    }
+    attention.SetBlock(pointers, params_.kv.dtype);
+    block = *std::min_element(head, head + tile.num_tokens);
+    if (block != kNone) {
+      PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
+      attention.SetNextBlock(pointers.keys[0], pointers.values[0]);
+    }
+    for (int i = 0; i < num_runs; ++i) {
+      attention.Attend(runs[i].begin, runs[i].end, 0, static_cast<int>(runs[i].visible), nullptr,
+                       0);
     }
   }
   Finish(tile, attention, params_.sparse_sink, params_.sparse_gate, true);

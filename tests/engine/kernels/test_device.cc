@@ -42,7 +42,7 @@ float Decode(const void* data, DType dtype) {
 std::vector<tensor::DeviceOptions> TestDevices() {
   std::vector<tensor::DeviceOptions> devices;
   const tensor::Isa best = tensor::DetectIsa();
-  for (tensor::Isa isa : {tensor::Isa::kScalar, tensor::Isa::kAvx2, tensor::Isa::kAvx512}) {
+  for (tensor::Isa isa : tensor::kAllIsas) {
     if (isa > best) continue;
     for (int threads : {1, 2}) {
       devices.push_back({"cpu", threads, std::string(tensor::Name(isa))});
@@ -57,6 +57,10 @@ std::string DeviceName(const tensor::DeviceOptions& options) {
     if (c == ':') c = '_';
   }
   return name;
+}
+
+bool RoundsActivations(const tensor::DeviceOptions& options, DType weight_dtype) {
+  return weight_dtype == DType::kBF16 && options.isa == "avx512_bf16";
 }
 
 std::vector<float> Rounded(std::vector<float> values, DType dtype) {

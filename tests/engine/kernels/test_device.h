@@ -19,6 +19,9 @@ namespace hyserve::kernels::testing {
 std::vector<tensor::DeviceOptions> TestDevices();
 std::string DeviceName(const tensor::DeviceOptions& options);
 
+// True for devices that round the activations of a product with bf16 weights to bf16.
+bool RoundsActivations(const tensor::DeviceOptions& options, tensor::DType weight_dtype);
+
 // values rounded to dtype.
 std::vector<float> Rounded(std::vector<float> values, tensor::DType dtype);
 

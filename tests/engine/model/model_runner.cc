@@ -37,6 +37,18 @@ ModelRunner ModelRunner::Load(const std::string& directory, tensor::DType kv_dty
   return ModelRunner(std::move(device), *std::move(model), num_blocks, num_slabs);
 }
 
+ModelRunner ModelRunner::LoadExact(const std::string& directory, tensor::DType kv_dtype) {
+  for (const char* isa : {"avx512", "avx2", "scalar"}) {
+    auto device = tensor::Device::Create({.num_threads = 2, .isa = isa});
+    if (!device.ok()) continue;  // this machine lacks it
+    auto model = Model::Load(**device, directory, {.kv_dtype = kv_dtype});
+    if (!model.ok()) ADD_FAILURE() << directory << ": " << model.status();
+    return ModelRunner(*std::move(device), *std::move(model), 64, 8);
+  }
+  ADD_FAILURE() << "no device";
+  return Load(directory, kv_dtype);
+}
+
 ModelRunner ModelRunner::Random(const ModelConfig& config, tensor::DType weight_dtype,
                                 tensor::DType kv_dtype, uint64_t seed) {
   auto device = MakeDevice(2);

@@ -124,7 +124,8 @@ const HeaderFault kFaults[] = {
      "span 8 bytes, but the shape needs 4"},
     {"Exponent", One(R"("dtype":"U8","shape":[1e3],"data_offsets":[0,1000])"), 1000,
      "number 1e3 is not a plain integer"},
-    {"Fraction", One(R"("dtype":"U8","shape":[1.0],"data_offsets":[0,1])"), 1, "not a plain integer"},
+    {"Fraction", One(R"("dtype":"U8","shape":[1.0],"data_offsets":[0,1])"), 1,
+     "not a plain integer"},
     {"MinusZero", One(R"("dtype":"U8","shape":[1],"data_offsets":[-0,1])"), 1, "negative number"},
     {"Minus", One(R"("dtype":"U8","shape":[-1],"data_offsets":[0,1])"), 1, "negative number"},
     {"Beyond64Bits", One(R"("dtype":"U8","shape":[1],"data_offsets":[0,18446744073709551616])"), 1,
@@ -138,7 +139,8 @@ const HeaderFault kFaults[] = {
      "{" + Entry("a", R"("dtype":"U8","shape":[1],"data_offsets":[0,1])") + "," +
          Entry("b", R"("dtype":"U8","shape":[1],"data_offsets":[2,3])") + "}",
      3, "tensor \"b\": a hole of 1 bytes lies before it"},
-    {"HoleAtFront", One(R"("dtype":"U8","shape":[1],"data_offsets":[1,2])"), 2, "a hole of 1 bytes"},
+    {"HoleAtFront", One(R"("dtype":"U8","shape":[1],"data_offsets":[1,2])"), 2,
+     "a hole of 1 bytes"},
     {"Overlap",
      "{" + Entry("a", R"("dtype":"U8","shape":[2],"data_offsets":[0,2])") + "," +
          Entry("b", R"("dtype":"U8","shape":[2],"data_offsets":[1,3])") + "}",

@@ -229,7 +229,9 @@ TEST(EngineFaultsTest, CancelStormLeaksNothingAndHarmsNobody) {
       client.request = Request(i, static_cast<SequenceMode>(random() % 3),
                                Prompt(1 + static_cast<int>(random() % 500), random() % 3),
                                {.temperature = 0, .max_tokens = 1 + int32_t(random() % 30)});
-      if (random() % 5 == 0) client.request.deadline = absl::Now() + absl::Milliseconds(random() % 9);
+      if (random() % 5 == 0) {
+        client.request.deadline = absl::Now() + absl::Milliseconds(random() % 9);
+      }
       const absl::Status status = client.request.mode == SequenceMode::kDecode
                                       ? engine->Reserve(client.request, client.sink)
                                       : engine->Submit(client.request, client.sink);

@@ -150,7 +150,8 @@ TEST(EngineLoopTest, DecodeReservesForPromptAndGeneration) {
   auto first = std::make_shared<RecordingSink>();
   auto second = std::make_shared<RecordingSink>();
   const SamplingParams params{.temperature = 0, .max_tokens = 100};
-  ASSERT_TRUE(engine->Reserve(Request(1, SequenceMode::kDecode, Prompt(64, 1), params), first).ok());
+  ASSERT_TRUE(
+      engine->Reserve(Request(1, SequenceMode::kDecode, Prompt(64, 1), params), first).ok());
   EXPECT_EQ(first->AwaitReserved().kv->blocks.size(), 1u) << "blocks of the prompt only";
   EXPECT_EQ(engine->load().blocks_used, 3) << "163 positions";
   ASSERT_TRUE(

@@ -12,7 +12,9 @@ namespace {
 
 using testing::ElementsAre;
 
-PromptWork Work(int32_t remaining) { return {.remaining_tokens = remaining, .rows_to_stop = remaining}; }
+PromptWork Work(int32_t remaining) {
+  return {.remaining_tokens = remaining, .rows_to_stop = remaining};
+}
 
 TEST(ChunkPolicyTest, OnePromptGetsTheWholeBudget) {
   EXPECT_THAT(ShareRows(std::vector{Work(5000)}, 1024, 0), ElementsAre(1024));

@@ -1,5 +1,5 @@
-// Random events against a simulated pool whose memory remembers what was written, so that a block or
-// a slab that reaches the wrong sequence, or is read before it is copied, is seen at once.
+// Random events against a simulated pool whose memory remembers what was written, so that a block
+// or a slab that reaches the wrong sequence, or is read before it is copied, is seen at once.
 #include <gtest/gtest.h>
 
 #include <algorithm>

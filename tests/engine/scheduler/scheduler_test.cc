@@ -95,8 +95,8 @@ class SchedulerTest : public testing::Test {
   std::vector<std::string> Copies() {
     std::vector<std::string> texts;
     for (const SlabCopy& copy : scheduler().TakeSlabCopies()) {
-      texts.push_back(absl::StrCat(copy.kind == SlabCopy::Kind::kSnapshot ? "snapshot " : "restore ",
-                                   copy.id));
+      const bool snapshot = copy.kind == SlabCopy::Kind::kSnapshot;
+      texts.push_back(absl::StrCat(snapshot ? "snapshot " : "restore ", copy.id));
     }
     return texts;
   }
@@ -194,6 +194,16 @@ TEST_F(SchedulerTest, WithoutWindowLayersNoChunkIsCutForTheCache) {
   EXPECT_EQ(Step(), "2:p128+22!");
 }
 
+TEST_F(SchedulerTest, AWhollyKnownPromptStillComputesItsLastBlock) {
+  options_.has_window_layers = false;
+  options_.num_slabs = 0;
+  Add(Spec(1, Mode::kLocal, 300, 1));
+  while (!Step().empty()) {
+  }
+  Add(Spec(2, Mode::kLocal, 128, 1));
+  EXPECT_EQ(Step(), "2:p64+64!");
+}
+
 TEST_F(SchedulerTest, WithoutWindowLayersGeneratedBlocksAreCachedToo) {
   options_.has_window_layers = false;
   options_.num_slabs = 0;
@@ -244,7 +254,8 @@ TEST_F(SchedulerTest, EndBeforeResumeKeepsMemoryUntilRelease) {
   Add(Spec(1, Mode::kDecode, 100));
   Step();
   scheduler().Cancel(1);
-  EXPECT_THAT(Events(), ElementsAre("reserved 1 blocks 2", "finished 1 CANCELLED 4 generated 0 held"));
+  EXPECT_THAT(Events(),
+              ElementsAre("reserved 1 blocks 2", "finished 1 CANCELLED 4 generated 0 held"));
   EXPECT_GT(scheduler().blocks().used(), 0);
   scheduler().Resume(1, 50);
   EXPECT_EQ(Step(), "") << "too late";
