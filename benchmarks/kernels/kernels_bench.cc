@@ -85,7 +85,7 @@ int Main(int argc, char** argv) {
   report.SetCeilings(PeakGflops(*device), ReadGbPerSecond(*device));
   if (wanted("gemm bf16")) BenchGemm(*device, DType::kBF16, seconds, report);
   if (wanted("gemm f32")) BenchGemm(*device, DType::kF32, seconds, report);
-  if (wanted("attention")) BenchAttention(*device, filter, seconds, report);
+  BenchAttention(*device, filter, seconds, report);
   return 0;
 }
 

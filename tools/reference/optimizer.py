@@ -29,8 +29,8 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
 class MuonAdam:
   """Updates the bf16 parameters from their gradients."""
 
-  def __init__(self, params: dict, masters: dict, muon_lr=0.012, adam_lr=2e-3, momentum=0.95,
-               betas=(0.9, 0.95), weight_decay=0.01, clip=1.0, muon=True):
+  def __init__(self, params: dict, masters: dict, muon_lr=0.012, adam_lr=1e-3, momentum=0.95,
+               betas=(0.9, 0.95), weight_decay=0.01, clip=1.0):
     self.params = params
     self._settings = (muon_lr, adam_lr, momentum, betas, weight_decay, clip)
     device = next(iter(params.values())).device
@@ -39,8 +39,8 @@ class MuonAdam:
     by_shape = collections.defaultdict(list)
     self._adam_names = []
     for name, value in params.items():
-      if muon and (value.dim() == 2 and ".mlp." in name or name.endswith(
-          ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))):
+      if value.dim() == 2 and ".mlp." in name or name.endswith(
+          ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")):
         by_shape[tuple(value.shape)].append(name)
       else:
         self._adam_names.append(name)

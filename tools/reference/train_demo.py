@@ -59,12 +59,12 @@ def produce(tokenizer_path, seed, phase, out):
 class Trainer:
   """Network, optimiser and one captured graph per batch shape."""
 
-  def __init__(self, cfg, masters, device, use_graphs=True, muon=True, adam_lr=1e-3):
+  def __init__(self, cfg, masters, device, use_graphs=True):
     self.device = device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     self.params = {n: v.to(device, dtype, copy=True).requires_grad_() for n, v in masters.items()}
     self.net = demo_net.DemoNet(cfg, self.params, dense=device != "cuda")
-    self.opt = optimizer.MuonAdam(self.params, masters, muon=muon, adam_lr=adam_lr)
+    self.opt = optimizer.MuonAdam(self.params, masters)
     self._weights = torch.tensor(CLASS_WEIGHTS, device=device)
     self._use_graphs = use_graphs and device == "cuda"
     self._graphs, self._warm, self._pool = {}, {}, None
@@ -216,13 +216,10 @@ def report(step, elapsed, phase, tokens, totals):
 
 def run(args):
   start = time.time()
-  if args.until:
-    args.seconds = args.until - start
   tokenizer_path = str(args.tokenizer)
   vocab = json.loads(pathlib.Path(tokenizer_path).read_text())
   vocab_size = len(vocab["model"]["vocab"])
   raw_config = demo_config.demo_config(vocab_size)
-  raw_config["partial_rotary_factor"] = args.rotary
   cfg = config_lib.parse_config(raw_config)
   meta = {"phase": args.phase, "tokens": 0, "steps": 0}
   if args.resume:
@@ -236,8 +233,7 @@ def run(args):
   for worker in workers:
     worker.start()
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  trainer = Trainer(cfg, initial_masters(cfg), device, use_graphs=not args.no_graphs,
-                    muon=args.muon, adam_lr=args.adam_lr)
+  trainer = Trainer(cfg, initial_masters(cfg), device, use_graphs=not args.no_graphs)
   if args.resume:
     restore(args.resume, trainer)
   train_loop(args, start, trainer, meta, phase, batches)
@@ -249,7 +245,7 @@ def run(args):
 
 def train_loop(args, start, trainer, meta, phase, batches):
   next_report, first_step, phase_since = time.time() + args.report_seconds, meta["steps"], start
-  gathered, stale = {}, 0
+  gathered = {}
   while time.time() - start < args.seconds:
     elapsed = time.time() - start
     fraction = elapsed / args.seconds
@@ -262,7 +258,6 @@ def train_loop(args, start, trainer, meta, phase, batches):
     except queue.Empty:
       raise RuntimeError("no batch within a minute") from None
     if made_in != phase.value:
-      stale += 1
       continue
     trainer.step(*arrays)
     meta["steps"] += 1
@@ -277,12 +272,7 @@ def train_loop(args, start, trainer, meta, phase, batches):
       next_report = time.time() + args.report_seconds
     wanted = PHASES[phase.value][0].lengths
     spent = time.time() - phase_since
-    rates = [gathered[n][3]["number"] for n in wanted if n in gathered]
-    if args.give_up and phase.value == 0 and time.time() - start > args.give_up and (
-        rates[0][0] / max(rates[0][1], 1) < 0.7):
-      print("gave up", flush=True)
-      raise SystemExit(3)
-    if spent > PHASES[phase.value][3] or len(rates) == len(wanted) and passes(
+    if spent > PHASES[phase.value][3] or all(n in gathered for n in wanted) and passes(
         PHASES[phase.value][2], [gathered[n][3] for n in wanted], spent):
       report(meta["steps"], time.time() - start, phase.value, meta["tokens"], gathered)
       phase.value += 1
@@ -308,11 +298,6 @@ def main():
   parser.add_argument("--phase", type=int, default=0)
   parser.add_argument("--report-seconds", type=float, default=15)
   parser.add_argument("--no-graphs", action="store_true")
-  parser.add_argument("--give-up", type=float, default=0)
-  parser.add_argument("--until", type=float, help="end of the piece as a time stamp")
-  parser.add_argument("--muon", action="store_true")
-  parser.add_argument("--adam-lr", type=float, default=1e-3)
-  parser.add_argument("--rotary", type=float, default=0.5)
   run(parser.parse_args())
 
 

@@ -35,25 +35,42 @@ inline F LoadValues(const uint16_t* p, int n) {
   return Simd::LoadBf16(values);
 }
 
-// Transposes kWidth keys at a time in squares of 32-bit elements: f32 values, or pairs of bf16.
-// elements: 32-bit elements of a key, of which the last may be half a pair.
-template <class LoadElements>
-inline void PackSquares(int elements, float* out, LoadElements load) {
+// Transposes squares of kWidth keys times kWidth 32-bit elements: f32 values, or pairs of bf16.
+// A square that is not whole (null keys, the end of a key) goes through zero-padded copies.
+template <typename T>
+void PackKeys(const void* const* keys, int dim, float* out) {
+  constexpr int kPerElement = sizeof(float) / sizeof(T);
+  const int elements = (dim + kPerElement - 1) / kPerElement;
+  const int whole_elements = dim / kPerElement;
   for (int j = 0; j < kBlockTokens; j += Simd::kWidth) {
+    const float* rows[Simd::kWidth];
+    bool all = true;
+    for (int i = 0; i < Simd::kWidth; ++i) {
+      rows[i] = static_cast<const float*>(keys[j + i]);
+      all = all && rows[i] != nullptr;
+    }
     float* panel =
         out + static_cast<int64_t>(j / kPanelCols) * elements * kPanelCols + j % kPanelCols;
     for (int e = 0; e < elements; e += Simd::kWidth) {
       const int n = elements - e < Simd::kWidth ? elements - e : Simd::kWidth;
       F square[Simd::kWidth];
-      HYSERVE_UNROLL
-      for (int i = 0; i < Simd::kWidth; ++i) square[i] = load(j + i, e, n);
-      Simd::Transpose(square);
-      if (n == Simd::kWidth) {
+      if (all && e + Simd::kWidth <= whole_elements) {
+        Simd::LoadTransposed(rows, e, square);
         HYSERVE_UNROLL
         for (int i = 0; i < Simd::kWidth; ++i) {
           Simd::Store(panel + static_cast<int64_t>(e + i) * kPanelCols, square[i]);
         }
       } else {
+        T copies[Simd::kWidth][Simd::kWidth * kPerElement] = {};
+        const float* copied[Simd::kWidth];
+        for (int i = 0; i < Simd::kWidth; ++i) {
+          copied[i] = reinterpret_cast<const float*>(copies[i]);
+          if (rows[i] == nullptr) continue;
+          const T* key = static_cast<const T*>(keys[j + i]) + e * kPerElement;
+          const int left = dim - e * kPerElement;
+          for (int d = 0; d < Simd::kWidth * kPerElement && d < left; ++d) copies[i][d] = key[d];
+        }
+        Simd::LoadTransposed(copied, 0, square);
         for (int i = 0; i < n; ++i) {
           Simd::Store(panel + static_cast<int64_t>(e + i) * kPanelCols, square[i]);
         }
@@ -62,25 +79,10 @@ inline void PackSquares(int elements, float* out, LoadElements load) {
   }
 }
 
-void PackKeysF32(const void* const* keys, int dim, float* out) {
-  PackSquares(dim, out, [keys](int j, int e, int n) {
-    const float* key = static_cast<const float*>(keys[j]);
-    return key == nullptr ? Simd::Zero() : LoadValues(key + e, n);
-  });
-}
+void PackKeysF32(const void* const* keys, int dim, float* out) { PackKeys<float>(keys, dim, out); }
 
 void PackKeysBf16(const void* const* keys, int dim, uint32_t* out) {
-  const int whole = dim / 2;
-  PackSquares((dim + 1) / 2, reinterpret_cast<float*>(out), [keys, dim, whole](int j, int e, int n) {
-    const uint16_t* key = static_cast<const uint16_t*>(keys[j]);
-    if (key == nullptr) return Simd::Zero();
-    if (n == Simd::kWidth && e + n <= whole) {
-      return Simd::Load(reinterpret_cast<const float*>(key + 2 * e));
-    }
-    uint16_t edge[2 * Simd::kWidth] = {};
-    for (int i = 0; 2 * e + i < dim && i < 2 * n; ++i) edge[i] = key[2 * e + i];
-    return Simd::Load(reinterpret_cast<const float*>(edge));
-  });
+  PackKeys<uint16_t>(keys, dim, reinterpret_cast<float*>(out));
 }
 
 // Fixed order of the sum: vector i holds logits i * kWidth .., vectors are added in ascending order

@@ -200,8 +200,8 @@ void RowsTile(const float* a, int64_t a_stride, const typename Operand::T* b, in
   F acc[kRows][2];
   LoadTile<kRows>(acc, c, c_stride, accumulate);
   for (int64_t i = 0; i < k; i += Operand::kSteps) {
-    Simd::Prefetch(prefetch);
-    Simd::Prefetch(prefetch + 64);
+    Simd::PrefetchL2(prefetch);
+    Simd::PrefetchL2(prefetch + 64);
     prefetch += prefetch_step;
     F values[Operand::kSteps][2];
     Operand::Load(b, values);

@@ -68,24 +68,25 @@ struct Simd {
         _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
   }
   static void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void PrefetchL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  static void Transpose(F (&r)[8]) {
-    F t[8];
-    for (int i = 0; i < 8; i += 2) {
-      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  // r[c] = elements at + c of the 8 rows.
+  static void LoadTransposed(const float* const* rows, int64_t at, F (&r)[8]) {
+    for (int c = 0; c < 8; c += 4) {
+      F t[4];
+      for (int i = 0; i < 4; ++i) {
+        t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + at + c)),
+                                    _mm_loadu_ps(rows[4 + i] + at + c), 1);
+      }
+      const F low01 = _mm256_unpacklo_ps(t[0], t[1]);
+      const F high01 = _mm256_unpackhi_ps(t[0], t[1]);
+      const F low23 = _mm256_unpacklo_ps(t[2], t[3]);
+      const F high23 = _mm256_unpackhi_ps(t[2], t[3]);
+      r[c] = _mm256_shuffle_ps(low01, low23, 0x44);
+      r[c + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+      r[c + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+      r[c + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
     }
-    for (int i = 0; i < 8; i += 4) {
-      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    for (int c = 0; c < 4; ++c) {
-      t[c] = _mm256_permute2f128_ps(r[c], r[4 + c], 0x20);
-      t[4 + c] = _mm256_permute2f128_ps(r[c], r[4 + c], 0x31);
-    }
-    for (int i = 0; i < 8; ++i) r[i] = t[i];
   }
 };
 

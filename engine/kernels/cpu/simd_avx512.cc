@@ -65,32 +65,27 @@ struct Simd {
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
   }
   static void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void PrefetchL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  // Transposes the square of kWidth vectors in place.
-  static void Transpose(F (&r)[16]) {
-    F t[16];
-    for (int i = 0; i < 16; i += 2) {
-      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-      r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
-      r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
-      r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-      r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    // Now r[4 g + c], lane group q: column 4 q + c of rows 4 g .. 4 g + 3.
-    for (int c = 0; c < 4; ++c) {
-      t[c] = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
-      t[4 + c] = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
-      t[8 + c] = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
-      t[12 + c] = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-    }
-    for (int c = 0; c < 4; ++c) {
-      r[c] = _mm512_shuffle_f32x4(t[c], t[8 + c], 0x88);
-      r[4 + c] = _mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0x88);
-      r[8 + c] = _mm512_shuffle_f32x4(t[c], t[8 + c], 0xdd);
-      r[12 + c] = _mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0xdd);
+  // r[c] = elements at + c of the 16 rows. Quarters of rows are put together while loading, which
+  // leaves the transposition of 4 x 4 squares within each quarter.
+  static void LoadTransposed(const float* const* rows, int64_t at, F (&r)[16]) {
+    for (int c = 0; c < 16; c += 4) {
+      F t[4];
+      for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + at + c));
+        t[i] = _mm512_mask_broadcast_f32x4(t[i], 0x00f0, _mm_loadu_ps(rows[4 + i] + at + c));
+        t[i] = _mm512_mask_broadcast_f32x4(t[i], 0x0f00, _mm_loadu_ps(rows[8 + i] + at + c));
+        t[i] = _mm512_mask_broadcast_f32x4(t[i], 0xf000, _mm_loadu_ps(rows[12 + i] + at + c));
+      }
+      const F low01 = _mm512_unpacklo_ps(t[0], t[1]);
+      const F high01 = _mm512_unpackhi_ps(t[0], t[1]);
+      const F low23 = _mm512_unpacklo_ps(t[2], t[3]);
+      const F high23 = _mm512_unpackhi_ps(t[2], t[3]);
+      r[c] = _mm512_shuffle_ps(low01, low23, 0x44);
+      r[c + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+      r[c + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+      r[c + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
     }
   }
 };

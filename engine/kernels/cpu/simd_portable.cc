@@ -68,8 +68,13 @@ struct Simd {
     }
   }
   static void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void PrefetchL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  static void Transpose(F (&r)[4]) { _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]); }
+  // r[c] = elements at + c of the 4 rows.
+  static void LoadTransposed(const float* const* rows, int64_t at, F (&r)[4]) {
+    for (int i = 0; i < 4; ++i) r[i] = _mm_loadu_ps(rows[i] + at);
+    _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
+  }
 };
 
 }  // namespace

@@ -95,7 +95,13 @@ WorkerHarness::WorkerHarness(const HarnessOptions& options) : network_({}) {
                                                      network_.NewTransport(),
                                                      /*registers=*/false));
   prefill_stub_ = v1::PrefillWorker::NewStub(Connect(prefill_->host()));
-  decode_stub_ = v1::DecodeWorker::NewStub(Connect(decode_->host()));
+  grpc::ChannelArguments arguments;
+  if (options.small_stream_window) {
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
+  }
+  decode_stub_ = v1::DecodeWorker::NewStub(grpc::CreateCustomChannel(
+      decode_->host().address(), grpc::InsecureChannelCredentials(), arguments));
   prefill_admin_ = v1::WorkerAdmin::NewStub(Connect(prefill_->host()));
   decode_admin_ = v1::WorkerAdmin::NewStub(Connect(decode_->host()));
   if (!options.monolithic) return;

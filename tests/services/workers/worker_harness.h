@@ -62,7 +62,8 @@ struct HarnessOptions {
   absl::Duration lease = absl::Seconds(10);
   absl::Duration lease_renew = absl::Milliseconds(100);
   absl::Duration slow_consumer_kill = absl::Seconds(10);
-  bool monolithic = false;  // also start a monolithic worker
+  bool small_stream_window = false;  // of the client of decode: 64 KiB, without growth
+  bool monolithic = false;           // also start a monolithic worker
 };
 
 class WorkerHarness {
