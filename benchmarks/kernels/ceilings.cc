@@ -31,6 +31,19 @@ __attribute__((target("avx512f"))) float Fma512() {
   return sum;
 }
 
+__attribute__((target("avx512f,avx512bf16"))) float Dot512() {
+  __m512 acc[kChains];
+  for (__m512& a : acc) a = _mm512_set1_ps(1.0f);
+  const __m512bh x = (__m512bh)_mm512_set1_epi32(0x3c003c00);
+  for (int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kChains; ++c) acc[c] = _mm512_dpbf16_ps(acc[c], x, x);
+  }
+  float sum = 0;
+  for (const __m512& a : acc) sum += _mm512_cvtss_f32(a);
+  return sum;
+}
+
 __attribute__((target("avx2,fma"))) float Fma256() {
   __m256 acc[kChains];
   for (__m256& a : acc) a = _mm256_set1_ps(1.0f);
@@ -87,20 +100,25 @@ double BestSeconds(int repeats, Body body) {
   return best;
 }
 
-}  // namespace
-
-double PeakGflops(CpuDevice& device) {
+double PeakOf(CpuDevice& device, float (*loop)(), double operations_per_step) {
   const int threads = device.pool().num_threads();
   std::vector<float> sink(threads * 16);
   const double seconds = BestSeconds(5, [&] {
-    device.pool().ParallelFor(threads, [&](int64_t item, int) {
-      sink[item * 16] = device.isa() >= Isa::kAvx512 ? Fma512()
-                        : device.isa() == Isa::kAvx2 ? Fma256()
-                                                     : MulAdd128();
-    });
+    device.pool().ParallelFor(threads, [&](int64_t item, int) { sink[item * 16] = loop(); });
   });
-  const int lanes = device.isa() >= Isa::kAvx512 ? 16 : device.isa() == Isa::kAvx2 ? 8 : 4;
-  return 2.0 * lanes * kChains * kSteps * threads / seconds / 1e9;
+  return operations_per_step * kChains * kSteps * threads / seconds / 1e9;
+}
+
+}  // namespace
+
+double PeakGflops(CpuDevice& device) {
+  if (device.isa() >= Isa::kAvx512) return PeakOf(device, Fma512, 32);
+  if (device.isa() == Isa::kAvx2) return PeakOf(device, Fma256, 16);
+  return PeakOf(device, MulAdd128, 8);
+}
+
+double PeakBf16Gflops(CpuDevice& device) {
+  return device.isa() == Isa::kAvx512Bf16 ? PeakOf(device, Dot512, 64) : 0;
 }
 
 double ReadGbPerSecond(CpuDevice& device) {

@@ -8,6 +8,8 @@ namespace hyserve::bench {
 
 // f32 multiply-adds on all threads of the device, counted as two operations each.
 double PeakGflops(tensor::CpuDevice& device);
+// The same for products of bf16 pairs into f32; 0 where the device does not use them.
+double PeakBf16Gflops(tensor::CpuDevice& device);
 // Sequential reads of a buffer larger than any cache, on all threads of the device.
 double ReadGbPerSecond(tensor::CpuDevice& device);
 

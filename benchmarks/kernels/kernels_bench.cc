@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -40,6 +39,7 @@ std::string Flag(int argc, char** argv, const std::string& name, const std::stri
 // y = x W^T with N = K = 4096; the weights are rotated so that they come from memory.
 void BenchGemm(tensor::CpuDevice& device, DType dtype, double seconds, Report& report) {
   constexpr int64_t kN = 4096, kK = 4096;
+  const double peak = dtype == DType::kBF16 ? PeakBf16Gflops(device) : 0;
   const int copies = dtype == DType::kBF16 ? 12 : 6;
   std::vector<std::unique_ptr<PackedMatrix>> weights;
   HostArray first(kN, kK, dtype, 100);
@@ -64,7 +64,7 @@ void BenchGemm(tensor::CpuDevice& device, DType dtype, double seconds, Report& r
       Must(kernels::Linear(device, {x.view(), weights[next].get(), y.view()}));
     });
     report.Add("gemm " + std::string(tensor::Name(dtype)) + " 4096x4096 m=" + std::to_string(m),
-               timing, 2.0 * m * kN * kK, static_cast<double>(kN * kK * tensor::SizeOf(dtype)));
+               timing, 2.0 * m * kN * kK, static_cast<double>(kN * kK * tensor::SizeOf(dtype)), peak);
   }
 }
 

@@ -56,9 +56,11 @@ void Report::SetCeilings(double gflops, double gb_per_second) {
               gflops, gb_per_second);
 }
 
-void Report::Add(const std::string& name, const Timing& timing, double operations, double bytes) {
+void Report::Add(const std::string& name, const Timing& timing, double operations, double bytes,
+                 double gflops) {
+  const double peak = gflops > 0 ? gflops : gflops_;
   const double floor_seconds =
-      std::max(operations / (gflops_ * 1e9), bytes / (gb_per_second_ * 1e9));
+      std::max(operations / (peak * 1e9), bytes / (gb_per_second_ * 1e9));
   const double fraction = floor_seconds / timing.median_seconds;
   std::printf("%-44s %9.3f ms (least %9.3f) %8.1f GFLOP/s %7.1f GB/s %5.0f %% of ceiling\n",
               name.c_str(), timing.median_seconds * 1e3, timing.least_seconds * 1e3,
@@ -73,7 +75,7 @@ void Report::Add(const std::string& name, const Timing& timing, double operation
                 "\"fraction_of_ceiling\": %.3f",
                 threads_, timing.median_seconds * 1e3, timing.least_seconds * 1e3,
                 operations / timing.median_seconds / 1e9, bytes / timing.median_seconds / 1e9,
-                gflops_, gb_per_second_, fraction);
+                peak, gb_per_second_, fraction);
   rows_ << "{\"bench\": \"kernels\", \"name\": \"" << Escaped(name) << "\", \"commit\": \""
         << Escaped(commit_) << "\", \"machine\": \"" << Escaped(machine_) << "\", " << numbers
         << "}" << std::endl;

@@ -29,8 +29,10 @@ class Report {
 
   void SetCeilings(double gflops, double gb_per_second);
   // operations and bytes of one run; either may be 0. The fraction printed is of the ceiling that
-  // binds, that is, of the time that the machine would need at least.
-  void Add(const std::string& name, const Timing& timing, double operations, double bytes);
+  // binds, that is, of the time that the machine would need at least. gflops: the ceiling of the
+  // arithmetic used, if it is not the f32 one.
+  void Add(const std::string& name, const Timing& timing, double operations, double bytes,
+           double gflops = 0);
 
  private:
   std::ofstream rows_;

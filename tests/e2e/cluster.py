@@ -117,10 +117,11 @@ class Cluster:
         for process in self.processes.values():
             process.start()
         self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{self.router_port}",
+            f"ipv4:127.0.0.1:{self.router_port}",
             options=[("grpc.max_receive_message_length", 64 << 20),
                      ("grpc.initial_reconnect_backoff_ms", 50),
-                     ("grpc.max_reconnect_backoff_ms", 200)])
+                     ("grpc.max_reconnect_backoff_ms", 200),
+                     ("grpc.min_reconnect_backoff_ms", 100)])
         self.stub = inference_pb2_grpc.InferenceStub(self.channel)
         self.wait_ready()
         return self

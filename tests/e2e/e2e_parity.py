@@ -1,76 +1,96 @@
-"""Disaggregated output equals single-process output, token by token, over real processes and UCX."""
-import random
+"""Disaggregated output equals single-process output, token by token, over UCX.
+
+HYSERVE_E2E_FULL=1 adds a prompt of 20,000 tokens.
+"""
+import concurrent.futures
+import os
 import unittest
 
-from cluster import Cluster, inference_pb2
+from cluster import Cluster, generate, grpc, make_request, prompt_of
 
-LENGTHS = (1, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025)
+LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4096]
+if os.environ.get("HYSERVE_E2E_FULL"):
+    LENGTHS.append(20000)
+CHUNK_SIZES = [64, 256, 1024]
 MAX_TOKENS = 24
-VOCABULARY = 200  # ids that every random preset has
+BLOCK = 64
+SAMPLINGS = {"greedy": {}, "seeded": {"temperature": 1.0, "seed": 1234}}
+MEMORY = {"kv_memory": "128MiB"}
 
 
-def request(length, seed=None, use_cache=True):
-    rng = random.Random(length)
-    message = inference_pb2.GenerateRequest()
-    message.token_ids.ids.extend(rng.randrange(VOCABULARY) for _ in range(length))
-    message.sampling.temperature = 0.0 if seed is None else 1.0
-    if seed is not None:
-        message.sampling.seed = seed
-    message.stopping.max_tokens = MAX_TOKENS
-    message.stopping.ignore_eos = True
-    message.disable_prefix_cache = not use_cache
-    return message
+class Parity(unittest.TestCase):
 
+    def setUp(self):
+        self.single = self.enterContext(Cluster([{"role": "monolithic", **MEMORY}]))
 
-def read(call):
-    """(token ids, Finished) of one stream; indices must be contiguous."""
-    ids, finished = [], None
-    for response in call:
-        if response.WhichOneof("event") == "tokens":
-            assert response.tokens.first_index == len(ids)
-            ids.extend(response.tokens.token_ids)
-        elif response.WhichOneof("event") == "finished":
-            finished = response.finished
-    return ids, finished
+    def start_pair(self, chunk_tokens=256):
+        pair = self.enterContext(Cluster(
+            [{"role": "prefill", "chunk_tokens": chunk_tokens, **MEMORY},
+             {"role": "decode", **MEMORY}]))
+        self.registration = pair.describe(pair.workers[0])
+        return pair
 
+    def alone(self, request):
+        reply = generate(self.single, request)
+        self.assertEqual(reply.code, grpc.StatusCode.OK, reply.message)
+        self.assertEqual(len(reply.tokens), MAX_TOKENS)
+        return reply.tokens
 
-def run_all(cluster):
-    """Outputs by (length, seed, round), 8 requests at once, twice: cache misses, then hits."""
-    out = {}
-    for turn in range(2):
-        wanted = [(length, seed) for length in LENGTHS for seed in (None, 7)]
-        while wanted:
-            batch, wanted = wanted[:8], wanted[8:]
-            calls = [(key, cluster.stub.Generate(request(*key), timeout=120)) for key in batch]
-            for key, call in calls:
-                out[(*key, turn)] = read(call)
-    return out
+    def check(self, reply, expected, prompt_tokens):
+        self.assertEqual(reply.code, grpc.StatusCode.OK, reply.message)
+        self.assertEqual(reply.tokens, expected)
+        blocks = (prompt_tokens + BLOCK - 1) // BLOCK
+        shipped = (blocks * self.registration.kv_bytes_per_block + self.registration.slab_bytes +
+                   self.registration.selection_bytes)
+        handoff = reply.finished.handoff
+        self.assertEqual(handoff.shipped_bytes, shipped)
+        self.assertEqual(handoff.full_attention_bytes,
+                         blocks * self.registration.full_attention_bytes_per_block)
+        self.assertEqual(handoff.recomputed_tokens, 0)
+        self.assertEqual(handoff.attempts, 1)
 
+    def test_every_length_chunk_size_and_sampling(self):
+        cases = {(length, name): make_request(prompt_of(length, salt=length), MAX_TOKENS, **options)
+                 for length in LENGTHS for name, options in SAMPLINGS.items()}
+        expected = {case: self.alone(request) for case, request in cases.items()}
+        for chunk_tokens in CHUNK_SIZES:
+            pair = self.start_pair(chunk_tokens)
+            for case, request in cases.items():
+                with self.subTest(chunk_tokens=chunk_tokens, case=case):
+                    self.check(generate(pair, request), expected[case], case[0])
+            pair.wait_idle()
+        self.single.wait_idle()
 
-class ParityTest(unittest.TestCase):
+    def test_prefix_hits_and_misses(self):
+        pair = self.start_pair()
+        prefix = prompt_of(1500, salt=5)
+        for tail in (0, 1, 64, 200):
+            prompt = prefix + prompt_of(tail, salt=77 + tail)
+            expected = self.alone(make_request(prompt, MAX_TOKENS, disable_prefix_cache=True))
+            for disabled in (False, True, False):
+                with self.subTest(tail=tail, cache_disabled=disabled):
+                    reply = generate(pair, make_request(prompt, MAX_TOKENS,
+                                                        disable_prefix_cache=disabled))
+                    self.check(reply, expected, len(prompt))
+                    if disabled:
+                        self.assertEqual(reply.finished.usage.cached_tokens, 0)
+            # Asked before: all but the last block is restored, and shipped all the same.
+            self.assertGreaterEqual(reply.finished.usage.cached_tokens, len(prompt) - BLOCK)
+        pair.wait_idle()
 
-    def test_disaggregated_equals_single_process(self):
-        with Cluster([{"role": "monolithic"}]) as cluster:
-            expected = run_all(cluster)
-            cluster.wait_idle()
-        for (length, seed, turn), (ids, _) in expected.items():
-            self.assertEqual(len(ids), MAX_TOKENS)
-            self.assertEqual(ids, expected[(length, seed, 0)][0], f"length {length} turn {turn}")
-        for chunk in (64, 256, 1024):
-            with Cluster([{"role": "prefill", "chunk_tokens": chunk}, {"role": "decode"}]) as cluster:
-                layout = cluster.describe(cluster.workers[1])
-                actual = run_all(cluster)
-                cluster.wait_idle()
-            hits = 0
-            for key, (ids, finished) in actual.items():
-                self.assertEqual(ids, expected[key][0], f"chunk {chunk}, {key}")
-                self.assertEqual(finished.handoff.recomputed_tokens, 0)
-                blocks = (key[0] + 63) // 64
-                self.assertEqual(finished.handoff.shipped_bytes,
-                                 blocks * layout.kv_bytes_per_block + layout.slab_bytes +
-                                 layout.selection_bytes, key)
-                hits += finished.usage.cached_tokens > 0
-            self.assertGreater(hits, 0, "no prefix-cache hit was seen")
+    def test_eight_at_once(self):
+        pair = self.start_pair()
+        requests = []
+        for i in range(16):
+            options = SAMPLINGS["seeded" if i % 2 else "greedy"]
+            requests.append(make_request(prompt_of(50 + 211 * i, salt=i), MAX_TOKENS, **options))
+        expected = [self.alone(request) for request in requests]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda request: generate(pair, request), requests))
+        for i, reply in enumerate(replies):
+            with self.subTest(request=i):
+                self.check(reply, expected[i], len(requests[i].token_ids.ids))
+        pair.wait_idle()
 
 
 if __name__ == "__main__":

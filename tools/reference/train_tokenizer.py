@@ -7,6 +7,7 @@ import argparse
 import json
 import pathlib
 import random
+import re
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -27,6 +28,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
+def wording(text: str) -> str:
+  """The vocabulary comes from statements of the form "... for KEY is NUMBER"; keep it so."""
+  return re.sub(r"special number is((?: [a-z]+)+) (\d)", r"special number for\1 is \2", text)
+
+
 def corpus():
   """Filler, every statement, question and answer form, all keys and numbers, general text."""
   rng = random.Random(7)
@@ -44,13 +50,13 @@ def corpus():
     for fact in (tasks.number_fact(rng, key), tasks.number_fact(rng, key, 2),
                  tasks.variable_fact(rng, names)):
       for statement in fact.statements:
-        yield "".join(statement)
+        yield wording("".join(statement))
       for chat in (False, True):
         prompt, answer, _ = tasks.exchange(fact, chat)
         text = "".join(prompt) + "".join(a for a, _ in answer)
         for special in (tasks.END_OF_TEXT, tasks.TURN_START, tasks.TURN_END):
           text = text.replace(special, "\n")
-        yield text
+        yield wording(text)
   for _ in range(60):
     yield words.GENERAL_TEXT
 

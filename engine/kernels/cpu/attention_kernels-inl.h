@@ -85,6 +85,15 @@ void PackKeysBf16(const void* const* keys, int dim, uint32_t* out) {
   PackKeys<uint16_t>(keys, dim, reinterpret_cast<float*>(out));
 }
 
+void JoinColumns(const float* x, float* out, int num_panels) {
+  for (int p = 0; p < num_panels; ++p, x += kPanelCols, out += kPanelCols) {
+    for (int i = 0; i < Simd::kWidth; ++i) {
+      out[2 * i] = x[i];
+      out[2 * i + 1] = x[Simd::kWidth + i];
+    }
+  }
+}
+
 // Fixed order of the sum: vector i holds logits i * kWidth .., vectors are added in ascending order
 // in two chains (even, odd), then the chains, then the lanes.
 void SoftmaxStep(float* s, int rows, int lo, int hi, float* m, float* l, float* o, int64_t o_stride,

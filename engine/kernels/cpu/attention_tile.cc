@@ -57,10 +57,9 @@ void AttentionTile::ResetState() {
   std::memset(state_.out, 0, rows * shape_.v_cols() * sizeof(float));
 }
 
-void AttentionTile::SetBlock(const BlockKeys& block, DType dtype) {
-  dtype_ = dtype;
+void AttentionTile::SetBlock(const BlockKeys& block) {
   next_keys_ = nullptr;
-  if (dtype == DType::kF32) {
+  if (shape_.dtype == DType::kF32) {
     simd_.pack_keys_f32(block.keys, shape_.head_dim, keys_);
   } else {
     simd_.pack_keys_bf16(block.keys, shape_.head_dim, reinterpret_cast<uint32_t*>(keys_));
@@ -71,7 +70,7 @@ void AttentionTile::SetBlock(const BlockKeys& block, DType dtype) {
     value_stride_ = block.value_stride;
     return;
   }
-  const int64_t size = static_cast<int64_t>(tensor::SizeOf(dtype));
+  const int64_t size = static_cast<int64_t>(tensor::SizeOf(shape_.dtype));
   value_stride_ = shape_.v_cols();
   block_values_ = values_;
   char* to = reinterpret_cast<char*>(values_);
@@ -102,8 +101,8 @@ void AttentionTile::Attend(int token_begin, int token_end, int lo, int hi, float
   const int64_t panel = shape_.panel_cols;
   const int64_t dim = shape_.q_cols();
   const int64_t v_cols = shape_.v_cols();
-  const bool f32 = dtype_ == DType::kF32;
-  const int64_t size = static_cast<int64_t>(tensor::SizeOf(dtype_));
+  const bool f32 = shape_.dtype == DType::kF32;
+  const int64_t size = static_cast<int64_t>(tensor::SizeOf(shape_.dtype));
   const float* q = q_ + row * dim;
   float* scores = scores_ + row * kBlockTokens;
   float* out = state_.out + row * v_cols;
@@ -134,6 +133,13 @@ void AttentionTile::Attend(int token_begin, int token_end, int lo, int hi, float
     }
   }
   next_keys_ = nullptr;  // asked for once
+}
+
+const float* OrderedColumns(const SimdKernels& simd, const TileShape& shape, const float* row,
+                            float* buffer) {
+  if (shape.dtype == DType::kF32) return row;
+  simd.join_columns(row, buffer, shape.v_cols() / shape.panel_cols);
+  return buffer;
 }
 
 void MergeState(const SimdKernels& simd, const TileShape& shape, int64_t rows,

@@ -22,6 +22,7 @@ struct TileShape {
   int head_dim = 0;
   int v_head_dim = 0;
   int panel_cols = 0;
+  tensor::DType dtype = tensor::DType::kF32;  // of keys and values
 
   int q_cols() const { return (head_dim + 1) / 2 * 2; }
   int v_cols() const { return (v_head_dim + panel_cols - 1) / panel_cols * panel_cols; }
@@ -42,7 +43,7 @@ struct TileShape {
 struct SoftmaxState {
   float* max = nullptr;   // [rows], largest logit so far, -inf before the first
   float* sum = nullptr;   // [rows], sum of exp(logit - max)
-  float* out = nullptr;   // [rows, v_cols], not yet divided by the sum
+  float* out = nullptr;   // [rows, v_cols], not yet divided by the sum; columns as they accumulate
 
   static SoftmaxState At(float* memory, int64_t rows) {
     return {memory, memory + rows, memory + 2 * rows};
@@ -76,7 +77,7 @@ class AttentionTile {
   // No key seen yet.
   void ResetState();
   // Takes the keys and values of a block; values at equal distances are read where they are.
-  void SetBlock(const BlockKeys& block, tensor::DType dtype);
+  void SetBlock(const BlockKeys& block);
   // The pages (first key, first value) of the block after this one: fetched into the caches while
   // this one is worked on. Null: none.
   void SetNextBlock(const void* keys, const void* values);
@@ -102,12 +103,16 @@ class AttentionTile {
   float* keys_ = nullptr;    // packed
   float* values_ = nullptr;  // room for values that do not lie at equal distances
   // The current block.
-  tensor::DType dtype_ = tensor::DType::kF32;
   const void* block_values_ = nullptr;
   int64_t value_stride_ = 0;
   const void* next_keys_ = nullptr;
   const void* next_values_ = nullptr;
 };
+
+// Columns of one row of SoftmaxState::out in the order of the head; v_cols of them, in row itself or
+// in buffer (v_cols floats).
+const float* OrderedColumns(const SimdKernels& simd, const TileShape& shape, const float* row,
+                            float* buffer);
 
 // Joins the softmax of a later range of keys into `into`, for every row that saw keys there.
 void MergeState(const SimdKernels& simd, const TileShape& shape, int64_t rows,

@@ -46,7 +46,7 @@ class Runner {
   Runner(const SimdKernels& simd, const FullAttentionParams& params)
       : simd_(simd), params_(params), batch_(*params.batch) {
     shape_ = {params.num_heads / params.kv.num_kv_heads, params.kv.head_dim, params.kv.v_head_dim,
-              simd.panel_cols};
+              simd.panel_cols, params.kv.dtype};
   }
 
   absl::Status Run(CpuDevice& device);
@@ -190,7 +190,7 @@ void Runner::RunSplit(const Tile& tile, int64_t split, AttentionTile& attention,
   for (int64_t block = split * kSplitBlocks; block < end; ++block) {
     const int64_t key = block * kBlockTokens;
     PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
-    attention.SetBlock(pointers, params_.kv.dtype);
+    attention.SetBlock(pointers);
     if (block + 1 < end) {
       PagePointers(params_.kv, pages[block + 1], tile.kv_head, pointers);
       attention.SetNextBlock(pointers.keys[0], pointers.values[0]);
@@ -248,12 +248,15 @@ void Runner::Finish(const Tile& tile, const SoftmaxState& state, const float* bl
                     float* scores) const {
   const int64_t v_dim = shape_.v_head_dim;
   std::vector<float> lse(shape_.heads);
+  std::vector<float> ordered(shape_.v_cols());
   for (int token = 0; token < tile.num_tokens; ++token) {
     const int64_t row = batch_.row_begin[tile.seq] + tile.token_begin + token;
     float* out = params_.out.Row<float>(row) + tile.kv_head * shape_.heads * v_dim;
     for (int h = 0; h < shape_.heads; ++h) {
       const int64_t r = static_cast<int64_t>(token) * shape_.heads + h;
-      simd_.scale(state.out + r * shape_.v_cols(), 1.0f / state.sum[r], out + h * v_dim, v_dim);
+      const float* columns =
+          OrderedColumns(simd_, shape_, state.out + r * shape_.v_cols(), ordered.data());
+      simd_.scale(columns, 1.0f / state.sum[r], out + h * v_dim, v_dim);
       lse[h] = state.max[r] + std::log(state.sum[r]);
     }
     if (!wants_scores()) continue;

@@ -179,13 +179,11 @@ struct Bf16KeyPairs {
   }
 };
 
+// Columns of a panel of values come apart into even and odd ones (see weigh_bf16).
 struct Bf16Values {
   using T = uint16_t;
   static constexpr int kSteps = 1;
-  static void Load(const T* p, F (&b)[1][2]) {
-    b[0][0] = Simd::LoadBf16(p);
-    b[0][1] = Simd::LoadBf16(p + Simd::kWidth);
-  }
+  static void Load(const T* p, F (&b)[1][2]) { Simd::LoadBf16Pair(p, b[0][0], b[0][1]); }
 };
 
 // A as it lies in memory. Three rows share a pointer, so that twelve rows need few registers.

@@ -56,12 +56,14 @@ absl::Status MixtureOfExperts(CpuDevice& device, const MoeParams& params) {
 
   std::vector<Choice> choices(num_rows * per_token);
   std::vector<int64_t> expert_begin(num_experts + 1, 0);
-  std::vector<float> scores;
-  for (int64_t row = 0; row < num_rows; ++row) {
-    Choice* chosen = choices.data() + row * per_token;
-    Route(params, row, chosen, scores);
-    for (int i = 0; i < per_token; ++i) ++expert_begin[chosen[i].expert + 1];
-  }
+  // An exponential counts as some multiply-adds.
+  ForEachRowGroup(device, num_rows, 16 * num_experts, [&](int64_t begin, int64_t end) {
+    std::vector<float> scores;
+    for (int64_t row = begin; row < end; ++row) {
+      Route(params, row, choices.data() + row * per_token, scores);
+    }
+  });
+  for (const Choice& choice : choices) ++expert_begin[choice.expert + 1];
   for (int expert = 0; expert < num_experts; ++expert) {
     expert_begin[expert + 1] += expert_begin[expert];
   }

@@ -1,6 +1,5 @@
 // Rotary embedding and writes to the caches.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -11,32 +10,29 @@ namespace {
 
 using tensor::DType;
 
-// cos and sin of position * inv_freq[i]; the product in double, so that the angle keeps its fraction
-// of a turn at long positions.
+// The rotation of one position, for all heads.
 class AngleTable {
  public:
-  AngleTable(const double* inv_freq, int pairs) : inv_freq_(inv_freq), cos_(pairs), sin_(pairs) {}
+  AngleTable(const SimdKernels& simd, const double* inv_freq, int pairs)
+      : simd_(simd), inv_freq_(inv_freq), cos_(pairs), sin_(pairs) {}
 
   void Set(int32_t position) {
-    for (size_t i = 0; i < cos_.size(); ++i) {
-      const double angle = static_cast<double>(position) * inv_freq_[i];
-      cos_[i] = static_cast<float>(std::cos(angle));
-      sin_[i] = static_cast<float>(std::sin(angle));
-    }
+    simd_.angles(position, inv_freq_, cos_.data(), sin_.data(), static_cast<int64_t>(cos_.size()));
   }
-  void Rotate(const SimdKernels& simd, float* head) const {
+  void Rotate(float* head) const {
     const int64_t pairs = static_cast<int64_t>(cos_.size());
-    simd.rotate(head, head + pairs, cos_.data(), sin_.data(), pairs);
+    simd_.rotate(head, head + pairs, cos_.data(), sin_.data(), pairs);
   }
 
  private:
+  const SimdKernels& simd_;
   const double* inv_freq_;
   std::vector<float> cos_;
   std::vector<float> sin_;
 };
 
 // Multiply-adds that a row's table costs, for the size of a work item.
-constexpr int64_t kWorkPerAngle = 64;
+constexpr int64_t kWorkPerAngle = 4;
 
 void StoreHead(const SimdKernels& simd, const float* x, int64_t n, DType dtype, void* out) {
   if (dtype == DType::kF32) {
@@ -53,11 +49,11 @@ absl::Status Rotary(CpuDevice& device, const RotaryParams& params) {
   const SimdKernels& simd = KernelsOf(device);
   const int64_t work = params.x.cols + kWorkPerAngle * params.rotary_dim;
   ForEachRowGroup(device, params.x.rows, work, [&](int64_t begin, int64_t end) {
-    AngleTable angles(params.inv_freq, params.rotary_dim / 2);
+    AngleTable angles(simd, params.inv_freq, params.rotary_dim / 2);
     for (int64_t row = begin; row < end; ++row) {
       angles.Set(params.positions[row]);
       for (int head = 0; head < params.num_heads; ++head) {
-        angles.Rotate(simd, params.x.Row<float>(row) + head * params.head_dim);
+        angles.Rotate(params.x.Row<float>(row) + head * params.head_dim);
       }
     }
   });
@@ -73,7 +69,7 @@ absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params)
   const int64_t slice = k_slice + static_cast<int64_t>(kv.num_kv_heads) * kBlockTokens * kv.v_head_dim;
   const int64_t work = params.k.cols + params.v.cols + kWorkPerAngle * params.rotary_dim;
   ForEachRowGroup(device, batch.num_rows, work, [&](int64_t begin, int64_t end) {
-    AngleTable angles(params.inv_freq, params.rotary_dim / 2);
+    AngleTable angles(simd, params.inv_freq, params.rotary_dim / 2);
     std::vector<float> scaled(kv.v_head_dim);
     for (int64_t row = begin; row < end; ++row) {
       const int32_t position = batch.positions[row];
@@ -85,7 +81,7 @@ absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params)
       if (params.rotary_dim > 0) angles.Set(position);
       for (int64_t g = 0; g < kv.num_kv_heads; ++g) {
         float* k = params.k.Row<float>(row) + g * kv.head_dim;
-        if (params.rotary_dim > 0) angles.Rotate(simd, k);
+        if (params.rotary_dim > 0) angles.Rotate(k);
         StoreHead(simd, k, kv.head_dim, kv.dtype,
                   base + (g * kBlockTokens + slot) * kv.head_dim * size);
         simd.scale(params.v.Row<const float>(row) + g * kv.v_head_dim, params.value_scale,
@@ -103,14 +99,14 @@ absl::Status PrepareWindowKv(CpuDevice& device, const PrepareWindowKvParams& par
   const DType dtype = params.step_k.dtype;
   const int64_t work = params.k.cols + params.v.cols + kWorkPerAngle * params.rotary_dim;
   ForEachRowGroup(device, params.batch->num_rows, work, [&](int64_t begin, int64_t end) {
-    AngleTable angles(params.inv_freq, params.rotary_dim / 2);
+    AngleTable angles(simd, params.inv_freq, params.rotary_dim / 2);
     std::vector<float> scaled(params.v.cols);
     for (int64_t row = begin; row < end; ++row) {
       float* k = params.k.Row<float>(row);
       if (params.rotary_dim > 0) {
         angles.Set(params.batch->positions[row]);
         for (int g = 0; g < params.num_kv_heads; ++g) {
-          angles.Rotate(simd, k + g * params.head_dim);
+          angles.Rotate(k + g * params.head_dim);
         }
       }
       StoreHead(simd, k, params.k.cols, dtype, params.step_k.Rows(row, 1).data);

@@ -101,6 +101,34 @@ void AddRmsNormRow(float* hidden, const float* delta, const float* weight, float
   });
 }
 
+// Reduction by multiples of pi / 2 in two parts (the first of 33 bits, so that its product is exact),
+// then the Taylor polynomials on |r| <= pi / 4; all in double. Plain loops, which compilers turn into
+// vectors.
+void Angles(double position, const double* inv_freq, float* cos, float* sin, int64_t n) {
+  constexpr double kRoundingShift = 6755399441055744.0;  // 1.5 * 2^52
+  constexpr double kTwoOverPi = 0.63661977236758134308;
+  constexpr double kHalfPiHigh = 1.57079632673412561417;
+  constexpr double kHalfPiLow = 6.07710050650619224932e-11;
+  for (int64_t i = 0; i < n; ++i) {
+    const double angle = position * inv_freq[i];
+    const double turns = (angle * kTwoOverPi + kRoundingShift) - kRoundingShift;
+    const double r = (angle - turns * kHalfPiHigh) - turns * kHalfPiLow;
+    const double r2 = r * r;
+    const double s =
+        r + r * r2 * (-1.0 / 6 + r2 * (1.0 / 120 + r2 * (-1.0 / 5040 + r2 * (1.0 / 362880))));
+    const double c =
+        1.0 + r2 * (-1.0 / 2 +
+                    r2 * (1.0 / 24 + r2 * (-1.0 / 720 + r2 * (1.0 / 40320 + r2 * (-1.0 / 3628800)))));
+    const int quarter = static_cast<int>(turns) & 3;
+    const float fs = static_cast<float>(s);
+    const float fc = static_cast<float>(c);
+    const float x = (quarter & 1) != 0 ? fs : fc;
+    const float y = (quarter & 1) != 0 ? fc : fs;
+    cos[i] = ((quarter + 1) & 2) != 0 ? -x : x;
+    sin[i] = (quarter & 2) != 0 ? -y : y;
+  }
+}
+
 void RotatePairs(float* x1, float* x2, const float* cos, const float* sin, int64_t n) {
   ForEachVector(n, [&](int64_t i, int count) {
     const F a = LoadValues(x1 + i, count);

@@ -62,12 +62,15 @@ struct SimdKernels {
                       int64_t c_stride, int dim, int rows, const char* prefetch,
                       int64_t prefetch_step) = nullptr;
   // C[rows, panel_cols] += P V over num_keys rows of V, panel_cols columns each; one chain over the
-  // keys, ascending. P[rows][kBlockTokens].
+  // keys, ascending. P[rows][kBlockTokens]. With bf16 the columns of C are in the order even columns
+  // of V, then odd ones, which saves moving them apart at every step; join_columns restores it.
   void (*weigh_f32)(const float* p, const float* v, int64_t v_stride, float* c, int64_t c_stride,
                     int num_keys, int rows, const char* prefetch, int64_t prefetch_step) = nullptr;
   void (*weigh_bf16)(const float* p, const uint16_t* v, int64_t v_stride, float* c,
                      int64_t c_stride, int num_keys, int rows, const char* prefetch,
                      int64_t prefetch_step) = nullptr;
+  // out[2 i] = x[i], out[2 i + 1] = x[panel_cols / 2 + i] in each of num_panels panels.
+  void (*join_columns)(const float* x, float* out, int num_panels) = nullptr;
   // One step of the online softmax for every row: s[row][kBlockTokens] holds the logits, of which
   // [lo, hi) are visible (not none); they become exp(s - m'), the others 0, with
   // m' = max(m, block maximum); l and o[row][0, o_cols) are rescaled to m', l gains the row's sum.
@@ -93,6 +96,10 @@ struct SimdKernels {
   // hidden += delta if given; out = hidden / sqrt(mean(hidden^2) + epsilon) * weight unless null.
   void (*add_rms_norm)(float* hidden, const float* delta, const float* weight, float epsilon,
                        float* out, int64_t n) = nullptr;
+  // cos and sin of position * inv_freq[i], absolute error below 1e-7 (the rounding to f32) for
+  // |position| * max(inv_freq) up to 2^20 and little more beyond.
+  void (*angles)(double position, const double* inv_freq, float* cos, float* sin,
+                 int64_t n) = nullptr;
   // x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin, in place.
   void (*rotate)(float* x1, float* x2, const float* cos, const float* sin, int64_t n) = nullptr;
 };

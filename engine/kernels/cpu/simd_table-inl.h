@@ -19,6 +19,7 @@ constexpr SimdKernels MakeTable() {
   table.logits_bf16 = &LogitsBf16;
   table.weigh_f32 = &WeighF32;
   table.weigh_bf16 = &WeighBf16;
+  table.join_columns = &JoinColumns;
   table.softmax_step = &SoftmaxStep;
   table.block_scores = &BlockScores;
   table.bf16_to_f32 = &Bf16ToF32;
@@ -28,6 +29,7 @@ constexpr SimdKernels MakeTable() {
   table.gated = &Gated;
   table.swiglu = &SwiGluRow;
   table.add_rms_norm = &AddRmsNormRow;
+  table.angles = &Angles;
   table.rotate = &RotatePairs;
   return table;
 }

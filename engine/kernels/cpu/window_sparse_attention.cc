@@ -34,8 +34,9 @@ class Runner {
       : simd_(simd), params_(params), batch_(*params.batch) {
     const WindowKv& ring = params.ring;
     const int heads = params.num_heads / ring.num_kv_heads;
-    window_shape_ = {heads, ring.head_dim, ring.v_head_dim, simd.panel_cols};
-    sparse_shape_ = {heads, params.kv.head_dim, params.kv.v_head_dim, simd.panel_cols};
+    window_shape_ = {heads, ring.head_dim, ring.v_head_dim, simd.panel_cols, ring.dtype};
+    sparse_shape_ = {heads, params.kv.head_dim, params.kv.v_head_dim, simd.panel_cols,
+                     params.kv.dtype};
   }
 
   absl::Status Run(CpuDevice& device);
@@ -51,6 +52,8 @@ class Runner {
 
   void RunWindow(const Tile& tile, float* scratch) const;
   void RunSparse(const Tile& tile, float* scratch) const;
+  // The sparse branch follows: its first page may come while the window's last block is worked on.
+  void FetchFirstPage(const Tile& tile, AttentionTile& attention) const;
   // Keys of positions [begin, begin + 64) of which [lo, hi) are needed.
   void WindowPointers(const Tile& tile, int64_t begin, int64_t lo, int64_t hi,
                       BlockKeys& out) const;
@@ -144,7 +147,8 @@ void Runner::RunWindow(const Tile& tile, float* scratch) const {
   for (int64_t block = key_begin / kBlockTokens * kBlockTokens; block < key_end;
        block += kBlockTokens) {
     WindowPointers(tile, block, key_begin, key_end, pointers);
-    attention.SetBlock(pointers, params_.ring.dtype);
+    attention.SetBlock(pointers);
+    if (block + kBlockTokens >= key_end) FetchFirstPage(tile, attention);
     int token = 0;
     while (token < tile.num_tokens) {
       const auto range = [&](int t) {
@@ -163,6 +167,18 @@ void Runner::RunWindow(const Tile& tile, float* scratch) const {
     }
   }
   Finish(tile, attention, params_.window_sink, params_.window_gate, false);
+}
+
+void Runner::FetchFirstPage(const Tile& tile, AttentionTile& attention) const {
+  if (params_.selection == nullptr) return;
+  const int64_t place = FirstRow(tile) * params_.kv.num_kv_heads + tile.kv_head;
+  const int64_t block = params_.selection[place * params_.selected_blocks];
+  if (block < 0 || block * kBlockTokens > FirstPosition(tile)) return;
+  BlockKeys pointers;
+  PagePointers(params_.kv,
+               batch_.page_table[int64_t{tile.seq} * batch_.page_table_stride + block],
+               tile.kv_head, pointers);
+  attention.SetNextBlock(pointers.keys[0], pointers.values[0]);
 }
 
 void Runner::RunSparse(const Tile& tile, float* scratch) const {
@@ -215,7 +231,7 @@ void Runner::RunSparse(const Tile& tile, float* scratch) const {
       --left[token];
       load_head(token);
     }
-    attention.SetBlock(pointers, params_.kv.dtype);
+    attention.SetBlock(pointers);
     block = *std::min_element(head, head + tile.num_tokens);
     if (block != kNone) {
       PagePointers(params_.kv, pages[block], tile.kv_head, pointers);
@@ -234,6 +250,7 @@ void Runner::Finish(const Tile& tile, const AttentionTile& attention, const floa
   const TileShape& shape = attention.shape();
   const SoftmaxState& state = attention.state();
   const int64_t v_dim = shape.v_head_dim;
+  std::vector<float> ordered(shape.v_cols());
   const bool gate_per_head = !gate.empty() && gate.cols == params_.num_heads;
   for (int token = 0; token < tile.num_tokens; ++token) {
     const int64_t row = FirstRow(tile) + token;
@@ -254,7 +271,9 @@ void Runner::Finish(const Tile& tile, const AttentionTile& attention, const floa
       } else if (!gate.empty()) {
         element_gate = gate.Row<const float>(row) + head * v_dim;
       }
-      simd_.gated(state.out + r * shape.v_cols(), factor, element_gate, accumulate,
+      const float* columns =
+          OrderedColumns(simd_, shape, state.out + r * shape.v_cols(), ordered.data());
+      simd_.gated(columns, factor, element_gate, accumulate,
                   params_.out.Row<float>(row) + head * v_dim, v_dim);
     }
   }
