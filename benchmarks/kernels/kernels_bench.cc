@@ -1,4 +1,5 @@
-// Times the ops of the CPU device against what the machine can do at most, measured in the same run.
+// Times the ops of the CPU device against what the machine can do at most, measured in the same
+// run.
 //
 //   kernels_bench [--threads=N] [--isa=auto] [--seconds=0.5] [--filter=gemm] [--commit=ID]
 //                 [--out=rows.jsonl] [--clock=cpu]
@@ -64,7 +65,8 @@ void BenchGemm(tensor::CpuDevice& device, DType dtype, double seconds, Report& r
       Must(kernels::Linear(device, {x.view(), weights[next].get(), y.view()}));
     });
     report.Add("gemm " + std::string(tensor::Name(dtype)) + " 4096x4096 m=" + std::to_string(m),
-               timing, 2.0 * m * kN * kK, static_cast<double>(kN * kK * tensor::SizeOf(dtype)), peak);
+               timing, 2.0 * m * kN * kK, static_cast<double>(kN * kK * tensor::SizeOf(dtype)),
+               peak);
   }
 }
 

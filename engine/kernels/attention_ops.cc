@@ -105,12 +105,15 @@ absl::Status FullAttention(Device& device, const FullAttentionParams& params) {
   const int64_t heads = params.num_heads;
   ShapeCheck check("FullAttention");
   CheckPages(check, kv, params.batch);
-  check.Require(DividesInto(kv.num_kv_heads, params.num_heads), "num_kv_heads must divide num_heads")
+  check
+      .Require(DividesInto(kv.num_kv_heads, params.num_heads),
+               "num_kv_heads must divide num_heads")
       .Batch(params.batch, rows)
       .Matrix("q", params.q, rows, heads * kv.head_dim, dtype)
       .Matrix("out", params.out, rows, heads * kv.v_head_dim, dtype)
       .Require(params.selection == nullptr ||
-                   (params.selected_blocks >= 1 && params.selected_blocks <= cpu::kMaxSelectedBlocks),
+                   (params.selected_blocks >= 1 &&
+                    params.selected_blocks <= cpu::kMaxSelectedBlocks),
                "selected_blocks must be in [1, 64]");
   if (!check.ok()) return check.status();
   const int64_t blocks = (params.batch->max_context + cpu::kBlockTokens - 1) / cpu::kBlockTokens;

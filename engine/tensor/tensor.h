@@ -1,9 +1,9 @@
 // Element types and non-owning views of memory on a device.
 //
 // A view is two-dimensional, because everything that the engine computes is: activations are
-// [num_rows, num_cols] with heads flattened into columns. A view never owns; Buffer (buffer.h) does.
-// Views are plain values and may be copied between threads; the memory they point to is guarded
-// by its owner.
+// [num_rows, num_cols] with heads flattened into columns. A view never owns; Buffer (buffer.h)
+// does. Views are plain values and may be copied between threads; the memory they point to is
+// guarded by its owner.
 #ifndef HYSERVE_ENGINE_TENSOR_TENSOR_H_
 #define HYSERVE_ENGINE_TENSOR_TENSOR_H_
 

@@ -186,16 +186,17 @@ void DecodeSequence::OnPulled(const kv_transfer::PullResult& result) {
 }
 
 void DecodeSequence::Resume(const kv_transfer::PullResult& result, int32_t first_token) {
+  constexpr int32_t kRecomputedTokens = 0;  // every token of the prompt arrived
   worker::WorkerCore& core = *worker_->core;
   v1::DecodeEvent event;
   v1::DecodeEvent::Started* const started = event.mutable_started();
   started->set_transfer_ms(result.transfer_seconds * 1e3);
   started->set_transfer_exposed_ms(result.exposed_seconds * 1e3);
   started->set_shipped_bytes(result.payload.total());
-  started->set_recomputed_tokens(0);  // every token of the prompt arrived
+  started->set_recomputed_tokens(kRecomputedTokens);
   writer_->Write(std::move(event));
   core.metrics().OnPulled(static_cast<int32_t>(prompt_.size()), worker_->transport->name(), result,
-                          started->recomputed_tokens());
+                          kRecomputedTokens);
   first_token_ = last_token_ = absl::Now();
   core.engine().Resume(id_, first_token);
 }

@@ -2,9 +2,9 @@
 // of the CPU shares, for one row as for many, so that decode and prefill agree bit for bit.
 //
 // Rows of a tile are (token, head of the group), heads innermost. Per block: logits by one chain of
-// multiply-adds over the head dim; the online softmax; then the values by one chain over the visible
-// keys in ascending order, continued from block to block. Keys that a row does not see never
-// enter its sums.
+// multiply-adds over the head dim; the online softmax; then the values by one chain over the
+// visible keys in ascending order, continued from block to block. Keys that a row does not see
+// never enter its sums.
 #ifndef HYSERVE_ENGINE_KERNELS_CPU_ATTENTION_TILE_H_
 #define HYSERVE_ENGINE_KERNELS_CPU_ATTENTION_TILE_H_
 
@@ -81,8 +81,8 @@ class AttentionTile {
   // The pages (first key, first value) of the block after this one: fetched into the caches while
   // this one is worked on. Null: none.
   void SetNextBlock(const void* keys, const void* values);
-  // Attends tokens [token_begin, token_end) to keys [lo, hi) of the packed block; the same range for
-  // all of them. block_max as in SimdKernels::softmax_step, at the first of these rows, or null.
+  // Attends tokens [token_begin, token_end) to keys [lo, hi) of the block; the same range for all
+  // of them. block_max as in SimdKernels::softmax_step, at the first of these rows, or null.
   void Attend(int token_begin, int token_end, int lo, int hi, float* block_max,
               int64_t block_max_stride);
 
@@ -109,8 +109,8 @@ class AttentionTile {
   const void* next_values_ = nullptr;
 };
 
-// Columns of one row of SoftmaxState::out in the order of the head; v_cols of them, in row itself or
-// in buffer (v_cols floats).
+// Columns of one row of SoftmaxState::out in the order of the head; v_cols of them, in row itself
+// or in buffer (v_cols floats).
 const float* OrderedColumns(const SimdKernels& simd, const TileShape& shape, const float* row,
                             float* buffer);
 

@@ -11,8 +11,8 @@ namespace {
 using tensor::DType;
 
 constexpr int64_t kGemvRows = 4;  // at most; as many as the kernels take
-// Depth of a block of K. Deep, so that tiles of the result, which lie far apart, are touched seldom;
-// panels then stream from the second-level cache, which keeps up.
+// Depth of a block of K. Deep, so that tiles of the result, which lie far apart, are touched
+// seldom; panels then stream from the second-level cache, which keeps up.
 constexpr int64_t kDepth = 2048;
 // Rows of A per block: its packed tiles stay in the second-level cache while panels go by.
 constexpr int64_t kRowBlock = 60;

@@ -1,6 +1,6 @@
-// Weights in the layout of the CPU's GEMM: panels [ceil(N / panel_cols)][K][panel_cols], zero-padded
-// columns. bf16 panels interleave their two halves, or, where the device multiplies pairs of bf16,
-// hold pairs along K: [ceil(K / 2)][panel_cols][2] (simd_kernels.h).
+// Weights in the layout of the CPU's GEMM: panels [ceil(N / panel_cols)][K][panel_cols], with
+// zero-padded columns. bf16 panels interleave their two halves, or, where the device multiplies
+// pairs of bf16, hold pairs along K: [ceil(K / 2)][panel_cols][2] (simd_kernels.h).
 #ifndef HYSERVE_ENGINE_KERNELS_CPU_PACKED_MATRIX_H_
 #define HYSERVE_ENGINE_KERNELS_CPU_PACKED_MATRIX_H_
 

@@ -66,7 +66,8 @@ absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params)
   const PagedKv& kv = params.kv;
   const int64_t size = static_cast<int64_t>(tensor::SizeOf(kv.dtype));
   const int64_t k_slice = static_cast<int64_t>(kv.num_kv_heads) * kBlockTokens * kv.head_dim;
-  const int64_t slice = k_slice + static_cast<int64_t>(kv.num_kv_heads) * kBlockTokens * kv.v_head_dim;
+  const int64_t slice =
+      k_slice + static_cast<int64_t>(kv.num_kv_heads) * kBlockTokens * kv.v_head_dim;
   const int64_t work = params.k.cols + params.v.cols + kWorkPerAngle * params.rotary_dim;
   ForEachRowGroup(device, batch.num_rows, work, [&](int64_t begin, int64_t end) {
     AngleTable angles(simd, params.inv_freq, params.rotary_dim / 2);
@@ -127,7 +128,8 @@ absl::Status StoreWindowKv(CpuDevice& device, const StoreWindowKvParams& params)
   device.pool().ParallelFor(batch.num_seqs, [&](int64_t seq, int) {
     char* slab = static_cast<char*>(ring.data) + batch.slab_index[seq] * ring.slab_stride_bytes;
     const int64_t end = batch.row_begin[seq + 1];
-    for (int64_t row = std::max<int64_t>(batch.row_begin[seq], end - ring.window); row < end; ++row) {
+    const int64_t begin = std::max<int64_t>(batch.row_begin[seq], end - ring.window);
+    for (int64_t row = begin; row < end; ++row) {
       const int64_t position = batch.first_position[seq] + (row - batch.row_begin[seq]);
       const int64_t slot = position % ring.window;
       const char* k = static_cast<const char*>(params.step_k.Rows(row, 1).data);

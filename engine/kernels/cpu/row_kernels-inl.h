@@ -26,7 +26,9 @@ inline F Sigmoid(F x) {
 }
 
 void Bf16ToF32(const uint16_t* x, float* out, int64_t n) {
-  ForEachVector(n, [&](int64_t i, int count) { StoreValues(out + i, LoadValues(x + i, count), count); });
+  ForEachVector(n, [&](int64_t i, int count) {
+    StoreValues(out + i, LoadValues(x + i, count), count);
+  });
 }
 
 void F32ToBf16(const float* x, uint16_t* out, int64_t n) {
@@ -101,9 +103,9 @@ void AddRmsNormRow(float* hidden, const float* delta, const float* weight, float
   });
 }
 
-// Reduction by multiples of pi / 2 in two parts (the first of 33 bits, so that its product is exact),
-// then the Taylor polynomials on |r| <= pi / 4; all in double. Plain loops, which compilers turn into
-// vectors.
+// Reduction by multiples of pi / 2 in two parts (the first of 33 bits, so that its product is
+// exact), then the Taylor polynomials on |r| <= pi / 4; all in double. Plain loops, which compilers
+// turn into vectors.
 void Angles(double position, const double* inv_freq, float* cos, float* sin, int64_t n) {
   constexpr double kRoundingShift = 6755399441055744.0;  // 1.5 * 2^52
   constexpr double kTwoOverPi = 0.63661977236758134308;
@@ -116,9 +118,8 @@ void Angles(double position, const double* inv_freq, float* cos, float* sin, int
     const double r2 = r * r;
     const double s =
         r + r * r2 * (-1.0 / 6 + r2 * (1.0 / 120 + r2 * (-1.0 / 5040 + r2 * (1.0 / 362880))));
-    const double c =
-        1.0 + r2 * (-1.0 / 2 +
-                    r2 * (1.0 / 24 + r2 * (-1.0 / 720 + r2 * (1.0 / 40320 + r2 * (-1.0 / 3628800)))));
+    const double c_tail = 1.0 / 24 + r2 * (-1.0 / 720 + r2 * (1.0 / 40320 - r2 * (1.0 / 3628800)));
+    const double c = 1.0 + r2 * (-1.0 / 2 + r2 * c_tail);
     const int quarter = static_cast<int>(turns) & 3;
     const float fs = static_cast<float>(s);
     const float fc = static_cast<float>(c);

@@ -37,9 +37,10 @@ struct SimdKernels {
   void (*gemv_bf16)(const float* a, int64_t a_stride, int rows, const uint16_t* b,
                     int64_t panel_stride, int num_panels, float* c, int64_t c_stride, int64_t n,
                     int64_t k) = nullptr;
-  // The same products with instructions that multiply pairs of bf16; null where there are none. B is
-  // a panel [ceil(k / 2)][panel_cols][2], and A holds pairs of bf16 (low half first), zero-padded:
-  // packed [ceil(k / 2)][tile_rows], or [rows][ceil(k / 2)] for gemv. Chains run over pairs.
+  // The same products with instructions that multiply pairs of bf16; null where there are none. B
+  // is a panel [ceil(k / 2)][panel_cols][2], and A holds pairs of bf16 (low half first),
+  // zero-padded: packed [ceil(k / 2)][tile_rows], or [rows][ceil(k / 2)] for gemv. Chains run over
+  // pairs.
   void (*gemm_packed_pairs)(const uint32_t* a, const uint32_t* b, float* c, int64_t c_stride,
                             int64_t pairs, int rows, int cols, bool accumulate) = nullptr;
   void (*gemv_pairs)(const uint32_t* a, int64_t a_stride, int rows, const uint32_t* b,
@@ -53,8 +54,8 @@ struct SimdKernels {
   void (*pack_keys_f32)(const void* const* keys, int dim, float* out) = nullptr;
   void (*pack_keys_bf16)(const void* const* keys, int dim, uint32_t* out) = nullptr;
   // C[rows, panel_cols] = Q K for one panel of packed keys; one chain over dim, ascending.
-  // Q[rows][q_stride], dim values rounded up to even, zero-padded. Every step of the chain prefetches
-  // two cache lines from `prefetch` on and moves it by prefetch_step bytes.
+  // Q[rows][q_stride], dim values rounded up to even, zero-padded. Every step of the chain
+  // prefetches two cache lines from `prefetch` on and moves it by prefetch_step bytes.
   void (*logits_f32)(const float* q, int64_t q_stride, const float* keys, float* c,
                      int64_t c_stride, int dim, int rows, const char* prefetch,
                      int64_t prefetch_step) = nullptr;
@@ -62,8 +63,9 @@ struct SimdKernels {
                       int64_t c_stride, int dim, int rows, const char* prefetch,
                       int64_t prefetch_step) = nullptr;
   // C[rows, panel_cols] += P V over num_keys rows of V, panel_cols columns each; one chain over the
-  // keys, ascending. P[rows][kBlockTokens]. With bf16 the columns of C are in the order even columns
-  // of V, then odd ones, which saves moving them apart at every step; join_columns restores it.
+  // keys, ascending. P[rows][kBlockTokens]. With bf16 the columns of C are in the order even
+  // columns of V, then odd ones, which saves moving them apart at every step; join_columns
+  // restores it.
   void (*weigh_f32)(const float* p, const float* v, int64_t v_stride, float* c, int64_t c_stride,
                     int num_keys, int rows, const char* prefetch, int64_t prefetch_step) = nullptr;
   void (*weigh_bf16)(const float* p, const uint16_t* v, int64_t v_stride, float* c,

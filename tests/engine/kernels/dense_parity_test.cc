@@ -216,7 +216,9 @@ TEST_P(DenseParity, GatherTakesTheNamedRows) {
                                          out})
                   .ok());
   std::vector<float> want;
-  for (int32_t row : rows) want.insert(want.end(), x.begin() + row * 21, x.begin() + (row + 1) * 21);
+  for (int32_t row : rows) {
+    want.insert(want.end(), x.begin() + row * 21, x.begin() + (row + 1) * 21);
+  }
   EXPECT_EQ(device_.Download(out), want);
 }
 

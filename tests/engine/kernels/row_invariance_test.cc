@@ -148,7 +148,10 @@ TEST_P(RowInvariance, OtherSequencesOfTheStepChangeNothing) {
 TEST_P(RowInvariance, LinearGivesARowTheSameBitsForAnyNumberOfRows) {
   Random random(44);
   const int64_t rows = 300;
-  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{130, 700}, {64, 256}, {31, 45}, {40, 2117}}) {
+  for (const auto& sizes : {std::pair<int64_t, int64_t>{130, 700}, {64, 256}, {31, 45},
+                            {40, 2117}}) {
+    const int64_t n = sizes.first;
+    const int64_t k = sizes.second;
     const std::vector<float> x = random.Normal(rows * k);
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       const std::vector<float> w = Rounded(random.Normal(n * k), dtype);
