@@ -181,6 +181,7 @@ void EngineLoop::Run() {
     if (batch.stop) break;
     const StepPlan plan = scheduler_.PlanStep(absl::Now());
     PassOn();
+    if (!batch.commands.empty()) PublishLoad();  // a step may be long: show what it works on
     if (!plan.rows.empty()) RunStep(plan);
     for (const auto& [id, status] : std::exchange(failed_restores_, {})) {
       scheduler_.Fail(id, status);

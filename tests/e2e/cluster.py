@@ -116,18 +116,22 @@ class Cluster:
     def __enter__(self):
         for process in self.processes.values():
             process.start()
-        self.channel = grpc.insecure_channel(
-            f"ipv4:127.0.0.1:{self.router_port}",
-            options=[("grpc.max_receive_message_length", 64 << 20),
-                     ("grpc.initial_reconnect_backoff_ms", 50),
-                     ("grpc.max_reconnect_backoff_ms", 200),
-                     ("grpc.min_reconnect_backoff_ms", 100)])
-        self.stub = inference_pb2_grpc.InferenceStub(self.channel)
         self.wait_ready()
         return self
 
+    def connect(self):
+        """A fresh connection: after a refused one, a channel of this gRPC pauses for seconds."""
+        if self.channel is not None:
+            self.channel.close()
+        self.channel = grpc.insecure_channel(
+            f"127.0.0.1:{self.router_port}",
+            options=[("grpc.max_receive_message_length", 64 << 20),
+                     ("grpc.use_local_subchannel_pool", 1)])
+        self.stub = inference_pb2_grpc.InferenceStub(self.channel)
+
     def __exit__(self, *exception):
-        self.channel.close()
+        if self.channel is not None:
+            self.channel.close()
         for process in self.processes.values():
             if process.alive():
                 process.kill()
@@ -151,6 +155,7 @@ class Cluster:
                 if not process.alive():
                     self.print_logs()
                     raise AssertionError(f"{process.name} ended with {process.popen.returncode}")
+            self.connect()
             try:
                 last = self.stub.GetModel(inference_pb2.GetModelRequest(), timeout=2)
                 if last.prefill_workers >= prefill and last.decode_workers >= decode:

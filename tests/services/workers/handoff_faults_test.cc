@@ -330,7 +330,6 @@ TEST(Cancel, AtEveryEventLeavesNothingBehind) {
   for (int event_number = 0; event_number < 30; ++event_number) {
     const auto request = harness.NewRequest(MakePrompt(900, event_number), Greedy(10));
     std::atomic<int> events{0};
-    std::atomic<grpc::ClientContext*> other{nullptr};
     const WorkerHarness::Reply reply = harness.Run(
         request,
         [&](grpc::ClientContext* context, const v1::PrefillEvent&) {
