@@ -6,13 +6,13 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
+#include "base/strings.h"
 #include "engine/model/checkpoint_index.h"
 #include "engine/model/config_json.h"
 #include "engine/model/file.h"
 #include "engine/model/finite.h"
 #include "engine/model/host_parallel.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -26,12 +26,12 @@ class Faults {
   template <typename... Parts>
   void Add(const Parts&... parts) {
     ++count_;
-    if (lines_.size() < kMaxFaults) lines_.push_back(Cat(parts...));
+    if (lines_.size() < kMaxFaults) lines_.push_back(StrCat(parts...));
   }
   absl::Status ToStatus() const {
     if (count_ == 0) return absl::OkStatus();
     std::string text = absl::StrJoin(lines_, "\n");
-    if (count_ > lines_.size()) text += Cat("\nand ", count_ - lines_.size(), " more");
+    if (count_ > lines_.size()) text += StrCat("\nand ", count_ - lines_.size(), " more");
     return absl::InvalidArgumentError(text);
   }
 
@@ -50,7 +50,7 @@ tensor::DType ToDType(std::string_view dtype) {
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
-  return Cat("[", absl::StrJoin(shape, ", "), "]");
+  return StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 bool Exists(const absl::Status& status) { return !absl::IsNotFound(status); }
@@ -61,17 +61,17 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
                                                              const ModelConfig& config,
                                                              bool check_finite) {
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(config, check_finite));
-  const std::string single = Cat(directory, "/", kSingleFileName);
-  const std::string index = Cat(directory, "/", kIndexFileName);
+  const std::string single = StrCat(directory, "/", kSingleFileName);
+  const std::string index = StrCat(directory, "/", kIndexFileName);
   const bool has_single = Exists(InputFile::Open(single, "").status());
   const bool has_index = Exists(InputFile::Open(index, "").status());
   if (has_single && has_index) {
     return absl::InvalidArgumentError(
-        Cat("both ", kSingleFileName, " and ", kIndexFileName, " are there; keep one"));
+        StrCat("both ", kSingleFileName, " and ", kIndexFileName, " are there; keep one"));
   }
   if (!has_single && !has_index) {
     return absl::NotFoundError(
-        Cat("neither ", kSingleFileName, " nor ", kIndexFileName, " is there"));
+        StrCat("neither ", kSingleFileName, " nor ", kIndexFileName, " is there"));
   }
   if (has_single) {
     absl::StatusOr<SafetensorsFile> file =
@@ -104,7 +104,7 @@ absl::Status Checkpoint::AddFile(std::unique_ptr<SafetensorsFile> file) {
 
 absl::Status Checkpoint::OpenShards(const std::string& directory) {
   const absl::StatusOr<std::string> text = ReadSmallFile(
-      Cat(directory, "/", kIndexFileName), kIndexFileName, size_t{64} << 20);
+      StrCat(directory, "/", kIndexFileName), kIndexFileName, size_t{64} << 20);
   if (!text.ok()) return text.status();
   const absl::StatusOr<CheckpointIndex> index = ParseCheckpointIndex(*text, kIndexFileName);
   if (!index.ok()) return index.status();
@@ -160,7 +160,7 @@ absl::Status Checkpoint::CompareWithPlan() const {
     }
     const TensorEntry& entry = *found->second.entry;
     const std::string where =
-        Cat(found->second.file->name(), ": tensor \"", spec.name, "\": ");
+        StrCat(found->second.file->name(), ": tensor \"", spec.name, "\": ");
     if (entry.shape != spec.shape) {
       faults.Add(where, "shape must be ", ShapeText(spec.shape), "; is ", ShapeText(entry.shape));
     }
@@ -207,7 +207,7 @@ absl::Status Checkpoint::Read(const TensorSpec& spec, void* out) {
   });
   if (!status.ok()) return status;
   if (not_finite > 0) {
-    return absl::InvalidArgumentError(Cat(place.file->name(), ": tensor \"", spec.name,
+    return absl::InvalidArgumentError(StrCat(place.file->name(), ": tensor \"", spec.name,
                                                    "\": weights contain ", not_finite.load(),
                                                    " NaN or infinite values"));
   }

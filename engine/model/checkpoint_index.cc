@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <memory>
 
+#include "base/strings.h"
 #include "engine/model/file.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -39,7 +39,7 @@ absl::StatusOr<CheckpointIndex> ParseCheckpointIndex(std::string_view text,
   const absl::StatusOr<json> root = ParseJsonObject(text, name, kIndexLimits);
   if (!root.ok()) return root.status();
   const auto refuse = [&](const auto&... reason) {
-    return absl::InvalidArgumentError(Cat(name, ": ", reason...));
+    return absl::InvalidArgumentError(StrCat(name, ": ", reason...));
   };
   CheckpointIndex index;
   const auto map = root->find("weight_map");
@@ -73,12 +73,12 @@ absl::StatusOr<CheckpointIndex> ParseCheckpointIndex(std::string_view text,
 absl::StatusOr<std::string> ResolveShard(const std::string& directory, const std::string& shard) {
   const std::string root = RealPath(directory);
   if (root.empty()) return FileError(errno, directory, "resolve");
-  const std::string path = RealPath(Cat(directory, "/", shard));
+  const std::string path = RealPath(StrCat(directory, "/", shard));
   if (path.empty()) return FileError(errno, shard, "open");
-  const std::string prefix = root == "/" ? root : Cat(root, "/");
+  const std::string prefix = root == "/" ? root : StrCat(root, "/");
   if (!path.starts_with(prefix) || path.find('/', prefix.size()) != std::string::npos) {
     return absl::InvalidArgumentError(
-        Cat(shard, ": a symbolic link that leads out of the checkpoint's directory"));
+        StrCat(shard, ": a symbolic link that leads out of the checkpoint's directory"));
   }
   return path;
 }

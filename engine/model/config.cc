@@ -5,12 +5,12 @@
 #include <limits>
 #include <optional>
 
+#include "base/strings.h"
 #include "engine/model/config_check.h"
 #include "engine/model/config_keys.h"
 #include "engine/model/config_layers.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -51,7 +51,7 @@ void ReadShapes(ConfigReader& reader, ModelConfig* config) {
   // shares its query with the sparse branch.
   const auto must_equal = [&](std::string_view key, int value, int wanted) {
     if (value != wanted) {
-      reader.Violation(key, Cat("must be ", wanted,
+      reader.Violation(key, StrCat("must be ", wanted,
                                          ", as in the full layers, when there are no sliding "
                                          "layers; got ",
                                          value));
@@ -156,7 +156,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json, std::string_
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
   const absl::StatusOr<std::string> text =
-      ReadSmallFile(Cat(directory, "/config.json"), "config.json", JsonLimits().max_bytes);
+      ReadSmallFile(StrCat(directory, "/config.json"), "config.json", JsonLimits().max_bytes);
   if (!text.ok()) return text.status();
   return ParseModelConfig(*text, "config.json");
 }

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "absl/strings/str_join.h"
-#include "engine/model/text.h"
+#include "base/strings.h"
 
 namespace hyserve::model {
 namespace {
@@ -50,7 +50,7 @@ class Finder {
   }
   template <typename... Parts>
   void Add(std::string key, const Parts&... parts) {
-    violations_.push_back({std::move(key), Cat(parts...)});
+    violations_.push_back({std::move(key), StrCat(parts...)});
   }
   void Range(std::string key, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high) {
@@ -209,7 +209,7 @@ absl::Status ConfigStatus(const std::vector<ConfigViolation>& violations, std::s
   std::vector<std::string> lines;
   for (const ConfigViolation& violation : violations) {
     if (!named.insert(violation.key).second) continue;
-    lines.push_back(Cat(name, ": ", violation.key, ": ", violation.reason));
+    lines.push_back(StrCat(name, ": ", violation.key, ": ", violation.reason));
   }
   return absl::InvalidArgumentError(absl::StrJoin(lines, "\n"));
 }

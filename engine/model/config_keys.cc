@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/strings.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -103,7 +103,7 @@ std::string UnknownKey(std::string_view key) {
     for (const FixedKey& fixed : kFixedKeys) consider(fixed.key);
   }
   if (nearest.empty()) return "unknown key";
-  return Cat("unknown key; did you mean ", nearest, "?");
+  return StrCat("unknown key; did you mean ", nearest, "?");
 }
 
 bool Contains(const auto& list, std::string_view key) {
@@ -113,14 +113,14 @@ bool Contains(const auto& list, std::string_view key) {
 // Empty when the key is fine.
 std::string Reason(std::string_view key, const json& value) {
   for (const RefusedKey& refused : kRefusedKeys) {
-    if (refused.key == key) return Cat("refused: ", refused.reason);
+    if (refused.key == key) return StrCat("refused: ", refused.reason);
   }
   for (const FixedKey& fixed : kFixedKeys) {
     if (fixed.key != key) continue;
     const json allowed = json::parse(fixed.allowed);
     // 1 == 1.0 is wanted here; 0 == false is not what nlohmann does.
     if (value == allowed) return "";
-    return Cat("must be ", fixed.allowed, ", nothing else is implemented; got ",
+    return StrCat("must be ", fixed.allowed, ", nothing else is implemented; got ",
                         Printable(value.dump(-1, ' ', true, json::error_handler_t::replace)));
   }
   if (key == "bridge_source_layer") {

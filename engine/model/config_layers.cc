@@ -4,8 +4,8 @@
 #include <optional>
 #include <string>
 
+#include "base/strings.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -20,7 +20,7 @@ std::optional<std::vector<LayerKind>> KindsOfNames(ConfigReader& reader) {
     const auto* found = std::find_if(std::begin(kKinds), std::end(kKinds),
                                      [&](LayerKind kind) { return Name(kind) == name; });
     if (found == std::end(kKinds)) {
-      reader.Violation("layer_types", Cat("layer ", kinds.size(), ": unknown type \"",
+      reader.Violation("layer_types", StrCat("layer ", kinds.size(), ": unknown type \"",
                                                    Printable(name), "\""));
       return std::nullopt;
     }
@@ -36,7 +36,7 @@ std::optional<std::vector<LayerKind>> KindsOfPattern(ConfigReader& reader) {
   std::vector<LayerKind> kinds;
   for (const int code : *codes) {
     if (code < 0 || code > 2) {
-      reader.Violation("hybrid_layer_pattern", Cat("layer ", kinds.size(),
+      reader.Violation("hybrid_layer_pattern", StrCat("layer ", kinds.size(),
                                                             ": must be 0, 1 or 2; got ", code));
       return std::nullopt;
     }
@@ -47,7 +47,7 @@ std::optional<std::vector<LayerKind>> KindsOfPattern(ConfigReader& reader) {
 
 bool CheckLength(ConfigReader& reader, std::string_view key, size_t length, int num_layers) {
   if (length == static_cast<size_t>(num_layers)) return true;
-  reader.Violation(key, Cat("must have one entry per layer (", num_layers, "); has ",
+  reader.Violation(key, StrCat("must have one entry per layer (", num_layers, "); has ",
                                      length));
   return false;
 }
@@ -96,7 +96,7 @@ std::vector<LayerSpec> ReadLayers(ConfigReader& reader) {
   if (named && coded && right_length && *named != *coded) {
     const auto differs = std::mismatch(named->begin(), named->end(), coded->begin()).first;
     reader.Violation("hybrid_layer_pattern",
-                     Cat("differs from layer_types at layer ", differs - named->begin()));
+                     StrCat("differs from layer_types at layer ", differs - named->begin()));
   }
   if ((!named && !coded) || !right_length) return {};
 
@@ -108,7 +108,7 @@ std::vector<LayerSpec> ReadLayers(ConfigReader& reader) {
       layers[i].kv_source_layer = (*sources)[i];
       if (layers[i].kind == LayerKind::kSparse && (*sources)[i] == -1) {
         reader.Violation("kv_source_layer",
-                         Cat("sparse layer ", i, " must name the full layer it reads"));
+                         StrCat("sparse layer ", i, " must name the full layer it reads"));
       }
     }
   }
@@ -117,7 +117,7 @@ std::vector<LayerSpec> ReadLayers(ConfigReader& reader) {
     for (int i = 0; i < num_layers; ++i) {
       if ((*moe)[i] != 0 && (*moe)[i] != 1) {
         reader.Violation("moe_layer_freq",
-                         Cat("layer ", i, ": must be 0 or 1; got ", (*moe)[i]));
+                         StrCat("layer ", i, ": must be 0 or 1; got ", (*moe)[i]));
       }
       layers[i].is_moe = (*moe)[i] == 1;
     }
@@ -133,7 +133,7 @@ void CheckRotaryLayers(ConfigReader& reader, const ModelConfig& config) {
     if (HasKind(config, kind) &&
         std::find(names->begin(), names->end(), Name(kind)) == names->end()) {
       reader.Violation("rope_layer_types",
-                       Cat("must name ", Name(kind),
+                       StrCat("must name ", Name(kind),
                                     ": layers without rotary positions are not implemented"));
     }
   }

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/strings.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -49,7 +49,7 @@ int ConfigReader::Int(std::string_view key, int default_value) {
   const json* value = Find(key);
   if (value == nullptr) return default_value;
   if (const std::optional<int> number = AsInt(*value)) return *number;
-  Violation(key, Cat("must be an integer of 32 bits; got ", Shown(*value)));
+  Violation(key, StrCat("must be an integer of 32 bits; got ", Shown(*value)));
   return default_value;
 }
 
@@ -57,7 +57,7 @@ double ConfigReader::Number(std::string_view key, double default_value) {
   const json* value = Find(key);
   if (value == nullptr) return default_value;
   if (value->is_number() && std::isfinite(value->get<double>())) return value->get<double>();
-  Violation(key, Cat("must be a number; got ", Shown(*value)));
+  Violation(key, StrCat("must be a number; got ", Shown(*value)));
   return default_value;
 }
 
@@ -65,7 +65,7 @@ bool ConfigReader::Bool(std::string_view key, bool default_value) {
   const json* value = Find(key);
   if (value == nullptr) return default_value;
   if (value->is_boolean()) return value->get<bool>();
-  Violation(key, Cat("must be true or false; got ", Shown(*value)));
+  Violation(key, StrCat("must be true or false; got ", Shown(*value)));
   return default_value;
 }
 
@@ -73,7 +73,7 @@ std::string ConfigReader::String(std::string_view key, std::string_view default_
   const json* value = Find(key);
   if (value == nullptr) return std::string(default_value);
   if (value->is_string()) return value->get<std::string>();
-  Violation(key, Cat("must be a string; got ", Shown(*value)));
+  Violation(key, StrCat("must be a string; got ", Shown(*value)));
   return std::string(default_value);
 }
 
@@ -124,9 +124,9 @@ ConfigReader::Gates ConfigReader::OutputGates(std::string_view key) {
     return gates;
   }
   for (const auto& [name, flag] : value->items()) {
-    const std::string full_key = Cat(key, ".", Printable(name));
+    const std::string full_key = StrCat(key, ".", Printable(name));
     if (!flag.is_boolean()) {
-      Violation(full_key, Cat("must be true or false; got ", Shown(flag)));
+      Violation(full_key, StrCat("must be true or false; got ", Shown(flag)));
     } else if (name == "full") {
       if (flag.get<bool>()) {
         Violation(full_key, "must be false: gates on full layers are not implemented");

@@ -8,8 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "engine/model/text.h"
-
+#include "base/strings.h"
 
 namespace hyserve::model {
 namespace {
@@ -36,7 +35,7 @@ bool FileDescriptor::Close() {
 
 absl::Status FileError(int error, std::string_view name, std::string_view action) {
   const std::string message =
-      Cat(name, ": cannot ", action, ": ", std::strerror(error));
+      StrCat(name, ": cannot ", action, ": ", std::strerror(error));
   switch (error) {
     case ENOENT:
     case ENOTDIR: return absl::NotFoundError(message);
@@ -61,7 +60,7 @@ absl::StatusOr<InputFile> InputFile::Open(const std::string& path, std::string n
   struct stat info = {};
   if (fstat(file.fd_.get(), &info) != 0) return FileError(errno, file.name_, "stat");
   if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(Cat(file.name_, ": not a regular file"));
+    return absl::InvalidArgumentError(StrCat(file.name_, ": not a regular file"));
   }
   file.size_bytes_ = static_cast<uint64_t>(info.st_size);
   file.modified_ = info.st_mtim;
@@ -76,7 +75,7 @@ absl::Status InputFile::Read(uint64_t offset, void* out, uint64_t bytes) const {
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return FileError(errno, name_, "read");
     if (got == 0) {
-      return absl::DataLossError(Cat(name_, ": ends at byte ", offset,
+      return absl::DataLossError(StrCat(name_, ": ends at byte ", offset,
                                               " although it was larger when it was opened"));
     }
     cursor += got;
@@ -91,7 +90,7 @@ absl::Status InputFile::CheckUnchanged() const {
   if (fstat(fd_.get(), &info) != 0) return FileError(errno, name_, "stat");
   if (static_cast<uint64_t>(info.st_size) != size_bytes_ ||
       info.st_mtim.tv_sec != modified_.tv_sec || info.st_mtim.tv_nsec != modified_.tv_nsec) {
-    return absl::DataLossError(Cat(name_, ": changed while it was read"));
+    return absl::DataLossError(StrCat(name_, ": changed while it was read"));
   }
   return absl::OkStatus();
 }

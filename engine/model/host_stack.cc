@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "engine/model/text.h"
+#include "base/strings.h"
 #include "engine/tensor/convert.h"
 
 namespace hyserve::model {
@@ -23,7 +23,7 @@ void ToFloat(const void* in, DType dtype, int64_t count, float* out) {
 
 absl::Status NoMemory(size_t bytes) {
   return absl::ResourceExhaustedError(
-      Cat("not enough host memory: ", bytes, " bytes to read weights"));
+      StrCat("not enough host memory: ", bytes, " bytes to read weights"));
 }
 
 }  // namespace

@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "base/strings.h"
 #include "engine/kv_cache/kv_layout.h"
 #include "engine/model/layout.h"
 #include "engine/model/tensor_plan.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -26,7 +26,7 @@ char Letter(LayerKind kind) {
 
 // 819200 -> "819,200".
 std::string Grouped(int64_t value) {
-  const std::string digits = Cat(value);
+  const std::string digits = StrCat(value);
   std::string grouped;
   for (size_t i = 0; i < digits.size(); ++i) {
     if (i > 0 && (digits.size() - i) % 3 == 0) grouped += ',';
@@ -43,7 +43,7 @@ std::string Billions(int64_t count) {
 std::string Bytes(int64_t bytes) {
   if (bytes >= 1'000'000'000) return absl::StrFormat("%.2f GB", bytes / 1e9);
   if (bytes >= 1'000'000) return absl::StrFormat("%.1f MB", bytes / 1e6);
-  return Cat(Grouped(bytes), " B");
+  return StrCat(Grouped(bytes), " B");
 }
 
 std::string ShapeText(const AttentionShape& shape) {
@@ -56,7 +56,7 @@ class Report {
  public:
   template <typename... Parts>
   void Line(std::string_view name, const Parts&... parts) {
-    text_ += Cat(absl::StrFormat("%-22s", std::string(name)), parts..., "\n");
+    text_ += StrCat(absl::StrFormat("%-22s", std::string(name)), parts..., "\n");
   }
   std::string Take() { return std::move(text_); }
 
@@ -104,7 +104,7 @@ void DescribeHandoff(const ModelConfig& config, const InspectOptions& options, R
   for (const int64_t tokens : lengths) {
     const int64_t shipped = layout.HandoffBytes(tokens);
     const int64_t full = layout.FullAttentionBytes(tokens);
-    report->Line(Cat("hand-off of ", Grouped(tokens)), Bytes(shipped),
+    report->Line(StrCat("hand-off of ", Grouped(tokens)), Bytes(shipped),
                  "; full attention would ship ", Bytes(full), ", ",
                  absl::StrFormat("%.2f", static_cast<double>(full) / static_cast<double>(shipped)),
                  " times as much");
@@ -155,7 +155,7 @@ std::string LayerPlanText(const ModelConfig& config) {
     int end = begin;
     while (end < config.num_layers() && config.layers[end].kind == config.layers[begin].kind) ++end;
     if (!text.empty()) text += ' ';
-    if (end - begin > 1) text += Cat(end - begin);
+    if (end - begin > 1) text += StrCat(end - begin);
     text += Letter(config.layers[begin].kind);
     begin = end;
   }

@@ -7,8 +7,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
+#include "base/strings.h"
 #include "engine/model/file.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -33,11 +33,11 @@ class Checker : public json::json_sax_t {
   bool end_array() override { return Close(); }
   bool key(string_t& key) override {
     if (keys_.back().insert(key).second) return true;
-    error_ = Cat("key \"", Printable(key), "\" appears twice");
+    error_ = StrCat("key \"", Printable(key), "\" appears twice");
     return false;
   }
   bool parse_error(std::size_t position, const std::string&, const json::exception&) override {
-    error_ = Cat("not valid JSON at byte ", position);
+    error_ = StrCat("not valid JSON at byte ", position);
     return false;
   }
 
@@ -50,7 +50,7 @@ class Checker : public json::json_sax_t {
       return false;
     }
     if (static_cast<int>(keys_.size()) >= max_depth_) {
-      error_ = Cat("nested deeper than ", max_depth_, " levels");
+      error_ = StrCat("nested deeper than ", max_depth_, " levels");
       return false;
     }
     keys_.emplace_back();
@@ -71,10 +71,10 @@ class Checker : public json::json_sax_t {
 absl::StatusOr<json> ParseJsonObject(std::string_view text, std::string_view name,
                                      const JsonLimits& limits) {
   const auto refuse = [&](std::string_view reason) {
-    return absl::InvalidArgumentError(Cat(name, ": ", reason));
+    return absl::InvalidArgumentError(StrCat(name, ": ", reason));
   };
   if (text.size() > limits.max_bytes) {
-    return refuse(Cat("larger than ", limits.max_bytes, " bytes"));
+    return refuse(StrCat("larger than ", limits.max_bytes, " bytes"));
   }
   if (text.starts_with("\xef\xbb\xbf")) return refuse("starts with a byte order mark");
   // The parser takes a NUL byte for the end of the text.
@@ -91,7 +91,7 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, std::string_v
   absl::StatusOr<InputFile> file = InputFile::Open(path, std::string(name));
   if (!file.ok()) return file.status();
   if (file->size_bytes() > max_bytes) {
-    return absl::InvalidArgumentError(Cat(name, ": ", file->size_bytes(),
+    return absl::InvalidArgumentError(StrCat(name, ": ", file->size_bytes(),
                                                    " bytes, more than the limit of ", max_bytes));
   }
   std::string contents(file->size_bytes(), '\0');
@@ -104,8 +104,8 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, std::string_v
 
 std::string Printable(std::string_view text) {
   constexpr size_t kMaxBytes = 120;
-  if (text.size() <= kMaxBytes) return absl::CEscape(View(text));
-  return Cat(absl::CEscape(View(text.substr(0, kMaxBytes))), "...");
+  if (text.size() <= kMaxBytes) return absl::CEscape(ToAbsl(text));
+  return StrCat(absl::CEscape(ToAbsl(text.substr(0, kMaxBytes))), "...");
 }
 
 }  // namespace hyserve::model

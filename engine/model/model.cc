@@ -2,11 +2,11 @@
 
 #include <utility>
 
+#include "base/strings.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/config_check.h"
 #include "engine/model/forward.h"
 #include "engine/model/random_weights.h"
-#include "engine/model/text.h"
 #include "engine/model/weights.h"
 
 namespace hyserve::model {
@@ -16,7 +16,7 @@ absl::Status CheckOptions(const ModelOptions& options) {
   if (options.kv_dtype == tensor::DType::kBF16 || options.kv_dtype == tensor::DType::kF32) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(Cat("the KV cache's dtype must be bf16 or f32, not ",
+  return absl::InvalidArgumentError(StrCat("the KV cache's dtype must be bf16 or f32, not ",
                                                  std::string(tensor::Name(options.kv_dtype))));
 }
 

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
+#include "base/strings.h"
 #include "engine/model/config_layers.h"
-#include "engine/model/text.h"
 
 namespace hyserve::model {
 namespace {
@@ -168,14 +168,14 @@ absl::StatusOr<ModelConfig> Preset(std::string_view name) {
     if (suffix == "-swa") return SlidingInPlaceOfSparse(preset.build());
   }
   return absl::NotFoundError(
-      Cat("no preset of that name; there are ", absl::StrJoin(PresetNames(), ", ")));
+      StrCat("no preset of that name; there are ", absl::StrJoin(PresetNames(), ", ")));
 }
 
 std::vector<std::string> PresetNames() {
   std::vector<std::string> names;
   for (const NamedPreset& preset : kPresets) {
     for (const std::string_view suffix : {"", "-full", "-swa"}) {
-      names.push_back(Cat(preset.name, suffix));
+      names.push_back(StrCat(preset.name, suffix));
     }
   }
   return names;

@@ -9,13 +9,13 @@
 #include <string_view>
 #include <vector>
 
+#include "base/strings.h"
 #include "engine/model/config_check.h"
 #include "engine/model/config_json.h"
 #include "engine/model/digest.h"
 #include "engine/model/file.h"
 #include "engine/model/host_parallel.h"
 #include "engine/model/safetensors.h"
-#include "engine/model/text.h"
 #include "engine/tensor/convert.h"
 
 namespace hyserve::model {
@@ -126,7 +126,7 @@ absl::StatusOr<std::string> RandomWeights::Finish() {
   Sha256 hash;
   hash.UpdateText("random");
   hash.UpdateText(ConfigToJson(config_, ""));
-  hash.UpdateText(Cat(seed_));
+  hash.UpdateText(StrCat(seed_));
   hash.UpdateText(tensor::Name(dtype_));
   return DigestText(hash.Finish());
 }
@@ -147,14 +147,14 @@ absl::Status WriteCheckpoint(const ModelConfig& config, uint64_t seed, tensor::D
     tensors.push_back({spec.name, file_dtype.name, static_cast<int>(tensor::SizeOf(dtype)),
                        spec.shape});
   }
-  const std::string path = Cat(directory, "/model.safetensors");
+  const std::string path = StrCat(directory, "/model.safetensors");
   absl::StatusOr<SafetensorsWriter> writer =
       SafetensorsWriter::Create(path, "model.safetensors", tensors);
   if (!writer.ok()) return writer.status();
   absl::Status status = WriteTensors(config, seed, dtype, plan, &*writer);
   // Last, so that a directory with a config.json holds a whole checkpoint.
   if (status.ok()) {
-    status = WriteFile(Cat(directory, "/config.json"), "config.json",
+    status = WriteFile(StrCat(directory, "/config.json"), "config.json",
                        ConfigToJson(config, file_dtype.torch_name));
   }
   if (!status.ok()) unlink(path.c_str());

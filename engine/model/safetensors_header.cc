@@ -6,8 +6,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/strings.h"
 #include "engine/model/json_reader.h"
-#include "engine/model/text.h"
 #include "nlohmann/json.hpp"
 
 namespace hyserve::model {
@@ -41,7 +41,7 @@ class HeaderReader : public json::json_sax_t {
   bool null() override { return Unexpected("null"); }
   bool boolean(bool) override { return Unexpected("true or false"); }
   bool number_float(number_float_t, const string_t& text) override {
-    return Refuse(Cat("number ", Printable(text),
+    return Refuse(StrCat("number ", Printable(text),
                                " is not a plain integer below 2^64"));
   }
   // The parser calls this for numbers with a minus sign only, -0 included.
@@ -51,9 +51,9 @@ class HeaderReader : public json::json_sax_t {
   bool number_unsigned(number_unsigned_t value) override {
     if (state_ == State::kShape) {
       if (entry_.shape.size() >= kMaxRank) {
-        return Refuse(Cat("shape has more than ", kMaxRank, " dimensions"));
+        return Refuse(StrCat("shape has more than ", kMaxRank, " dimensions"));
       }
-      if (value > kMaxDim) return Refuse(Cat("dimension ", value, " exceeds 2^40"));
+      if (value > kMaxDim) return Refuse(StrCat("dimension ", value, " exceeds 2^40"));
       entry_.shape.push_back(static_cast<int64_t>(value));
       return true;
     }
@@ -75,13 +75,13 @@ class HeaderReader : public json::json_sax_t {
     for (const FileDType& dtype : kFileDTypes) {
       if (dtype.name != value) continue;
       if (dtype.bytes == 0) {
-        return Refuse(Cat("dtype ", value, " has elements smaller than a byte"));
+        return Refuse(StrCat("dtype ", value, " has elements smaller than a byte"));
       }
       entry_.dtype = dtype.name;
       entry_.element_bytes = dtype.bytes;
       return true;
     }
-    return Refuse(Cat("unknown dtype \"", Printable(value), "\""));
+    return Refuse(StrCat("unknown dtype \"", Printable(value), "\""));
   }
 
   bool start_object(std::size_t) override {
@@ -141,18 +141,18 @@ class HeaderReader : public json::json_sax_t {
     std::unordered_set<std::string>& seen = state_ == State::kTop ? names_ : keys_;
     if (!seen.insert(key).second) {
       return Refuse(state_ == State::kTop
-                        ? Cat("tensor \"", Printable(key), "\" appears twice")
-                        : Cat("key \"", Printable(key), "\" appears twice"));
+                        ? StrCat("tensor \"", Printable(key), "\" appears twice")
+                        : StrCat("key \"", Printable(key), "\" appears twice"));
     }
     if (state_ == State::kTensor && key != "dtype" && key != "shape" && key != "data_offsets") {
-      return Refuse(Cat("unknown key \"", Printable(key), "\""));
+      return Refuse(StrCat("unknown key \"", Printable(key), "\""));
     }
     key_ = key;
     return true;
   }
 
   bool parse_error(std::size_t position, const std::string&, const json::exception&) override {
-    error_ = Cat("header is not valid JSON at byte ", position);
+    error_ = StrCat("header is not valid JSON at byte ", position);
     return false;
   }
 
@@ -165,21 +165,21 @@ class HeaderReader : public json::json_sax_t {
       case State::kTensor:
       case State::kShape:
       case State::kOffsets:
-        error_ = Cat("tensor \"", Printable(entry_.name), "\": ", reason);
+        error_ = StrCat("tensor \"", Printable(entry_.name), "\": ", reason);
         break;
-      case State::kMetadata: error_ = Cat(kMetadataName, ": ", reason); break;
-      default: error_ = Cat("header: ", reason);
+      case State::kMetadata: error_ = StrCat(kMetadataName, ": ", reason); break;
+      default: error_ = StrCat("header: ", reason);
     }
     return false;
   }
   bool Unexpected(std::string_view what) {
     if (state_ == State::kMetadata) return Refuse("must map strings to strings");
     if (state_ == State::kTop) {
-      error_ = Cat("tensor \"", Printable(key_), "\": must be an object, not ", what);
+      error_ = StrCat("tensor \"", Printable(key_), "\": must be an object, not ", what);
       return false;
     }
-    if (state_ == State::kTensor) return Refuse(Cat("unexpected ", what, " in ", key_));
-    return Refuse(Cat("unexpected ", what));
+    if (state_ == State::kTensor) return Refuse(StrCat("unexpected ", what, " in ", key_));
+    return Refuse(StrCat("unexpected ", what));
   }
 
   SafetensorsHeader* header_;
@@ -203,17 +203,17 @@ std::string EntryFault(const TensorEntry& entry, uint64_t data_start, uint64_t d
     }
   }
   const std::string offsets =
-      Cat("data_offsets [", entry.begin, ", ", entry.end, "]");
-  if (entry.begin > entry.end) return Cat(offsets, " end before they begin");
+      StrCat("data_offsets [", entry.begin, ", ", entry.end, "]");
+  if (entry.begin > entry.end) return StrCat(offsets, " end before they begin");
   if (entry.end > data_bytes) {
-    return Cat(offsets, " exceed the data size ", data_bytes);
+    return StrCat(offsets, " exceed the data size ", data_bytes);
   }
   if (entry.end - entry.begin != bytes) {
-    return Cat(offsets, " span ", entry.end - entry.begin, " bytes, but the shape needs ",
+    return StrCat(offsets, " span ", entry.end - entry.begin, " bytes, but the shape needs ",
                         bytes);
   }
   if ((data_start + entry.begin) % static_cast<uint64_t>(entry.element_bytes) != 0) {
-    return Cat(offsets, " are not aligned to the elements' ", entry.element_bytes,
+    return StrCat(offsets, " are not aligned to the elements' ", entry.element_bytes,
                         " bytes");
   }
   return "";
@@ -225,19 +225,19 @@ absl::StatusOr<uint64_t> SafetensorsHeaderBytes(std::string_view prefix, uint64_
                                                 std::string_view file) {
   if (file_bytes < kSafetensorsLengthBytes || prefix.size() < kSafetensorsLengthBytes) {
     return absl::InvalidArgumentError(
-        Cat(file, ": ", file_bytes, " bytes are too few for a safetensors file"));
+        StrCat(file, ": ", file_bytes, " bytes are too few for a safetensors file"));
   }
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(prefix[i]);
-  if (length == 0) return absl::InvalidArgumentError(Cat(file, ": header length is 0"));
+  if (length == 0) return absl::InvalidArgumentError(StrCat(file, ": header length is 0"));
   if (length > kMaxSafetensorsHeaderBytes) {
-    return absl::InvalidArgumentError(Cat(file, ": header length ", length,
+    return absl::InvalidArgumentError(StrCat(file, ": header length ", length,
                                                    " exceeds the limit of ",
                                                    kMaxSafetensorsHeaderBytes));
   }
   if (length > file_bytes - kSafetensorsLengthBytes) {
     return absl::InvalidArgumentError(
-        Cat(file, ": header length ", length, " exceeds the file of ", file_bytes,
+        StrCat(file, ": header length ", length, " exceeds the file of ", file_bytes,
                      " bytes"));
   }
   return length;
@@ -247,7 +247,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json_t
                                                          uint64_t data_bytes,
                                                          std::string_view file) {
   const auto refuse = [&](const auto&... reason) {
-    return absl::InvalidArgumentError(Cat(file, ": ", reason...));
+    return absl::InvalidArgumentError(StrCat(file, ": ", reason...));
   };
   if (!json_text.starts_with("{")) return refuse("header does not start with '{'");
   // The parser takes a NUL byte for the end of the text.

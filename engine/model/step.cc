@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "engine/model/text.h"
-
+#include "base/strings.h"
 
 namespace hyserve::model {
 namespace {
@@ -18,7 +17,7 @@ int IndexOf(const Range& range, const Value& value) {
 absl::Status CheckSequence(size_t index, const SequenceRows& sequence, const ModelConfig& config,
                            const attention::KvPool& pool) {
   const auto refuse = [&](const auto&... reason) {
-    return absl::InvalidArgumentError(Cat("step: sequence ", index, ": ", reason...));
+    return absl::InvalidArgumentError(StrCat("step: sequence ", index, ": ", reason...));
   };
   for (const int32_t id : sequence.token_ids) {
     if (id < 0 || id >= config.vocab_size) return refuse("token id ", id, " is out of range");

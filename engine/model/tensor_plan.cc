@@ -3,8 +3,7 @@
 #include <cmath>
 #include <utility>
 
-#include "engine/model/text.h"
-
+#include "base/strings.h"
 
 namespace hyserve::model {
 namespace {
@@ -86,7 +85,7 @@ void AddFeedForward(const ModelConfig& config, const LayerSpec& layer, const std
   }
   for (int expert = 0; expert < config.num_experts; ++expert) {
     tensors->feed_forward.push_back(FeedForward(config,
-                                                Cat(prefix, "experts.", expert, "."),
+                                                StrCat(prefix, "experts.", expert, "."),
                                                 config.moe_intermediate_size));
   }
 }
@@ -94,7 +93,7 @@ void AddFeedForward(const ModelConfig& config, const LayerSpec& layer, const std
 }  // namespace
 
 LayerTensors TensorsOfLayer(const ModelConfig& config, int layer) {
-  const std::string prefix = Cat("model.layers.", layer, ".");
+  const std::string prefix = StrCat("model.layers.", layer, ".");
   LayerTensors tensors;
   tensors.input_norm = NormWeight(config, prefix + "input_layernorm.weight");
   tensors.post_attention_norm = NormWeight(config, prefix + "post_attention_layernorm.weight");

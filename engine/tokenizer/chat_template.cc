@@ -4,10 +4,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/strings.h"
 #include "engine/tokenizer/chat_template_eval.h"
 #include "engine/tokenizer/chat_template_parser.h"
 #include "engine/tokenizer/json_fields.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 
 namespace hyserve::tokenizer {
@@ -44,7 +44,7 @@ absl::StatusOr<std::string> TemplateSource(const JsonFields& config) {
 }
 
 absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
-  return absl::Status(status.code(), StrCat(prefix, ": ", FromAbsl(status.message())));
+  return absl::Status(status.code(), StrCat(prefix, ": ", ToStd(status.message())));
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/strings.h"
 #include "engine/tokenizer/chat_template_lexer.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 
 namespace hyserve::tokenizer {

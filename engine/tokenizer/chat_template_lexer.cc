@@ -5,8 +5,8 @@
 #include <cctype>
 #include <utility>
 
+#include "base/strings.h"
 #include "engine/tokenizer/chat_template_value.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 #include "engine/tokenizer/utf8.h"
 

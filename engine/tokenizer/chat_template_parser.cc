@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "base/strings.h"
 #include "engine/tokenizer/chat_template_lexer.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 
 namespace hyserve::tokenizer {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 #include "engine/tokenizer/strict_json.h"
 
 namespace hyserve::tokenizer {

@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 
 namespace hyserve::tokenizer {
 

@@ -4,7 +4,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 #include "engine/tokenizer/strict_json.h"
 #include "engine/tokenizer/tokenizer_loader.h"
 
@@ -59,7 +59,7 @@ absl::Status LoadSplit(JsonFields* fields, TokenizerParts* parts) {
   auto regex = is_regex ? Regex::Compile(text) : Regex::CompileLiteral(text);
   if (!regex.ok()) {
     return JsonError(pattern.PathOf(is_regex ? "Regex" : "String"),
-                     FromAbsl(regex.status().message()));
+                     ToStd(regex.status().message()));
   }
   SplitStep step;
   step.regex = *std::move(regex);
@@ -72,7 +72,7 @@ absl::Status LoadSplit(JsonFields* fields, TokenizerParts* parts) {
 absl::Status AppendPattern(const std::string& path, std::string_view pattern,
                            TokenizerParts* parts) {
   auto regex = Regex::Compile(pattern);
-  if (!regex.ok()) return JsonError(path, FromAbsl(regex.status().message()));
+  if (!regex.ok()) return JsonError(path, ToStd(regex.status().message()));
   SplitStep step;
   step.regex = *std::move(regex);
   parts->split_steps.push_back(std::move(step));

@@ -2,8 +2,7 @@
 
 #include <optional>
 #include <string>
-#include "engine/tokenizer/str_cat.h"
-
+#include "base/strings.h"
 
 namespace hyserve::tokenizer {
 

@@ -11,8 +11,8 @@
 #include <pcre2.h>
 
 #include "absl/status/status.h"
+#include "base/strings.h"
 #include "engine/tokenizer/regex_dialect.h"
-#include "engine/tokenizer/str_cat.h"
 
 namespace hyserve::tokenizer {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace hyserve::tokenizer {

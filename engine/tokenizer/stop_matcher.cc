@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace hyserve::tokenizer {

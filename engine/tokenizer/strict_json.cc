@@ -13,7 +13,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
-#include "engine/tokenizer/str_cat.h"
+#include "base/strings.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace hyserve::tokenizer {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/strings.h"
 #include "engine/tokenizer/normalizer.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 #include "engine/tokenizer/tokenizer_loader.h"
 
@@ -58,7 +58,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view jso
   absl::StatusOr<TokenizerParts> parts = ParseTokenizerParts(json);
   if (!parts.ok()) {
     return absl::Status(parts.status().code(),
-                        StrCat(name, ": ", FromAbsl(parts.status().message())));
+                        StrCat(name, ": ", ToStd(parts.status().message())));
   }
   return std::make_unique<Tokenizer>(*std::move(parts));
 }

@@ -7,9 +7,9 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "base/strings.h"
 #include "engine/tokenizer/byte_alphabet.h"
 #include "engine/tokenizer/normalizer.h"
-#include "engine/tokenizer/str_cat.h"
 #include "engine/tokenizer/strict_json.h"
 
 namespace hyserve::tokenizer {

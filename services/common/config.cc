@@ -2,7 +2,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::common {
 

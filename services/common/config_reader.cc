@@ -12,7 +12,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/common/yaml_tree.h"
 
 namespace hyserve::common {

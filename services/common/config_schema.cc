@@ -3,9 +3,9 @@
 #include <set>
 
 #include "absl/strings/numbers.h"
+#include "base/strings.h"
 #include "services/common/config.h"
 #include "services/common/config_reader.h"
-#include "services/common/strings.h"
 
 namespace hyserve::common {
 namespace {

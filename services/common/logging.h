@@ -14,8 +14,8 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "base/strings.h"
 #include "services/common/config.h"
-#include "services/common/strings.h"
 
 namespace hyserve::common {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "absl/base/internal/raw_logging.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::common {
 namespace {

@@ -5,7 +5,7 @@
 #include <thread>
 
 #include "absl/strings/numbers.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::common {
 namespace {

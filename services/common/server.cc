@@ -7,8 +7,7 @@
 #include <chrono>
 #include <utility>
 
-#include "services/common/strings.h"
-
+#include "base/strings.h"
 
 namespace hyserve::common {
 

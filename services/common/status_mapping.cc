@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
+#include "base/strings.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
-#include "services/common/strings.h"
 
 namespace hyserve::common {
 namespace {

@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::common {
 

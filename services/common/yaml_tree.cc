@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "absl/container/flat_hash_set.h"
+#include "base/strings.h"
 #include "services/common/config_reader.h"
-#include "services/common/strings.h"
 
 namespace hyserve::common::internal {
 namespace {

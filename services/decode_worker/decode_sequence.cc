@@ -3,14 +3,13 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/common/worker_errors.h"
 #include "services/worker/handoff_trailer.h"
 
 namespace hyserve::decode_worker {
 namespace {
 
-using common::StrCat;
 using sampling::FinishReason;
 
 // The engine does not wait for a router that does not read: so many more tokens are queued for a
@@ -34,7 +33,7 @@ absl::Status HandoffError(const absl::Status& status, absl::Time deadline) {
     return absl::DeadlineExceededError("the deadline passed during the hand-off");
   }
   return common::HandoffFailedError(StrCat(absl::StatusCodeToString(status.code()), ": ",
-                                           common::ToStd(status.message())));
+                                           ToStd(status.message())));
 }
 
 }  // namespace
@@ -62,7 +61,7 @@ DecodeSequence::DecodeSequence(const DecodeContext* worker)
 void DecodeSequence::Begin(const v1::DecodeRequest& request, absl::Time deadline) {
   const absl::Status status = Accept(request, deadline);
   if (status.ok()) return;
-  worker_->core->metrics().OnRejected(common::ToStd(absl::StatusCodeToString(status.code())));
+  worker_->core->metrics().OnRejected(ToStd(absl::StatusCodeToString(status.code())));
   absl::MutexLock lock(&mutex_);
   engine_runs_ = false;
   if (!cancelled_.has_value()) cancelled_ = status;

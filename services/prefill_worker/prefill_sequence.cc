@@ -3,14 +3,13 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/common/worker_errors.h"
 #include "services/worker/handoff_trailer.h"
 
 namespace hyserve::prefill_worker {
 namespace {
 
-using common::StrCat;
 using sampling::FinishReason;
 
 // A sequence that token 1 ended needs no hand-off, but decode may be pulling. The router ends that
@@ -40,7 +39,7 @@ PrefillSequence::PrefillSequence(const PrefillContext* worker)
 void PrefillSequence::Begin(const v1::PrefillRequest& request, absl::Time deadline) {
   const absl::Status status = Accept(request, deadline);
   if (status.ok()) return;
-  worker_->core->metrics().OnRejected(common::ToStd(absl::StatusCodeToString(status.code())));
+  worker_->core->metrics().OnRejected(ToStd(absl::StatusCodeToString(status.code())));
   absl::MutexLock lock(&mutex_);
   computing_ = false;
   if (!cancelled_.has_value()) cancelled_ = status;

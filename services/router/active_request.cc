@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/router/random_ids.h"
 
 namespace hyserve::router {
@@ -72,8 +72,7 @@ ActiveRequest::ActiveRequest(const RouterContext* router, grpc::CallbackServerCo
 
 ActiveRequest::~ActiveRequest() { router_->live->Detach(this); }
 
-// ---- start-up
-// -------------------------------------------------------------------------------------
+// ---- start-up -------------------------------------------------------------------------------
 
 void ActiveRequest::Begin(const v1::GenerateRequest& request) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   Event event(this);
@@ -252,8 +251,7 @@ void ActiveRequest::CallWorkers() {
   prefill_call_ = assignment_.prefill->link->Prefill(prefill, deadline_, shared_from_this());
 }
 
-// ---- events
-// ---------------------------------------------------------------------------------------
+// ---- events ---------------------------------------------------------------------------------
 
 void ActiveRequest::OnStreamCancelled() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   Event event(this);

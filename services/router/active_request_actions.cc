@@ -1,7 +1,7 @@
 // What the pipeline makes a request do: calls, messages to the client, the end.
 #include <utility>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/router/active_request.h"
 
 namespace hyserve::router {
@@ -14,7 +14,7 @@ std::string_view RefusalReason(const absl::Status& status) {
     case absl::StatusCode::kAlreadyExists: return "duplicate";
     case absl::StatusCode::kResourceExhausted: return "overload";
     case absl::StatusCode::kUnavailable:
-      return common::ToStd(status.message()).substr(0, 8) == "draining" ? "draining"
+      return ToStd(status.message()).substr(0, 8) == "draining" ? "draining"
                                                                         : "no_capacity";
     case absl::StatusCode::kCancelled: return "cancelled";
     case absl::StatusCode::kDeadlineExceeded: return "deadline";
@@ -156,7 +156,7 @@ void ActiveRequest::Fail(const absl::Status& status, std::string_view reason) {
   RecordEnd(status, reason, "");
   if (const std::optional<absl::Duration> delay = common::RetryDelay(status)) {
     context_->AddTrailingMetadata("grpc-retry-pushback-ms",
-                                  common::StrCat(absl::ToInt64Milliseconds(*delay)));
+                                  StrCat(absl::ToInt64Milliseconds(*delay)));
   }
   writer_->Abort(status);
 }

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "base/strings.h"
 #include "services/common/status_mapping.h"
-#include "services/common/strings.h"
 
 namespace hyserve::router {
 namespace {
@@ -27,7 +27,7 @@ absl::Status AdmissionQueue::Push(Ticket ticket, int64_t prompt_tokens, absl::Ti
   if (!front) {
     const auto refuse = [this](std::string_view what) {
       return common::WithRetryDelay(
-          absl::ResourceExhaustedError(common::StrCat("overloaded: ", what)), RetryDelay());
+          absl::ResourceExhaustedError(StrCat("overloaded: ", what)), RetryDelay());
     };
     if (size() >= limits_.queued_requests) return refuse("the queue of requests is full");
     if (tokens_ + prompt_tokens > limits_.queued_tokens && !entries_.empty()) {

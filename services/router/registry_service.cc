@@ -2,8 +2,8 @@
 
 #include <utility>
 
+#include "base/strings.h"
 #include "services/common/logging.h"
-#include "services/common/strings.h"
 
 namespace hyserve::router {
 

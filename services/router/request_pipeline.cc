@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/common/worker_errors.h"
 
 namespace hyserve::router {
 namespace {
-
-using common::StrCat;
 
 constexpr size_t kMaxHeldTokens = 4096;
 

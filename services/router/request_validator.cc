@@ -6,15 +6,14 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
+#include "base/strings.h"
 #include "engine/tokenizer/utf8.h"
 #include "services/common/status_mapping.h"
-#include "services/common/strings.h"
 
 namespace hyserve::router {
 namespace {
 
 using common::FieldViolation;
-using common::StrCat;
 
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr size_t kMaxCacheScopeBytes = 64;

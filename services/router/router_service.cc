@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "base/strings.h"
 #include "services/common/status_mapping.h"
-#include "services/common/strings.h"
 
 namespace hyserve::router {
 namespace {
@@ -24,7 +24,7 @@ absl::StatusOr<ModelInfo> ServedModel(const RouterContext& router, const std::st
         absl::UnavailableError("no_capacity: no worker has registered yet"), absl::Seconds(1));
   }
   if (!wanted.empty() && wanted != model->name) {
-    return absl::NotFoundError(common::StrCat("model: served is \"", model->name, "\""));
+    return absl::NotFoundError(StrCat("model: served is \"", model->name, "\""));
   }
   return *std::move(model);
 }
@@ -76,8 +76,8 @@ grpc::ServerUnaryReactor* RouterService::Detokenize(grpc::CallbackServerContext*
     const int32_t id = request->token_ids(i);
     if (id >= 0 && id < model->vocab_size) continue;
     return FinishWith(context, common::BadRequestError(
-                                   {{common::StrCat("token_ids[", i, "]"),
-                                     common::StrCat("must be a token id in [0, ", model->vocab_size,
+                                   {{StrCat("token_ids[", i, "]"),
+                                     StrCat("must be a token id in [0, ", model->vocab_size,
                                                     "); got ", id)}}));
   }
   response->set_text(tokenizer->Decode(

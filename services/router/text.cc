@@ -4,7 +4,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::router {
 namespace {
@@ -14,9 +14,9 @@ constexpr size_t kMaxTokenizerConfigBytes = size_t{16} << 20;
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   std::error_code error;
   const auto size = std::filesystem::file_size(path, error);
-  if (error) return absl::NotFoundError(common::StrCat(path, ": ", error.message()));
+  if (error) return absl::NotFoundError(StrCat(path, ": ", error.message()));
   if (size > kMaxTokenizerConfigBytes) {
-    return absl::InvalidArgumentError(common::StrCat(path, ": too large"));
+    return absl::InvalidArgumentError(StrCat(path, ": too large"));
   }
   std::ifstream file(path, std::ios::binary);
   return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());

@@ -4,12 +4,10 @@
 #include <cmath>
 #include <tuple>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::router {
 namespace {
-
-using common::StrCat;
 
 constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kMaxWorkers = 1000;

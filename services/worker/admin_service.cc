@@ -2,8 +2,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "base/strings.h"
 #include "services/common/status_mapping.h"
-#include "services/common/strings.h"
 
 namespace hyserve::worker {
 namespace {
@@ -14,12 +14,12 @@ constexpr uint32_t kMaxProbeMessages = 256;
 absl::StatusOr<kv_transfer::LinkProbeOptions> ToProbeOptions(const v1::ProbeLinkRequest& request) {
   kv_transfer::LinkProbeOptions options;
   if (request.message_bytes() > kMaxProbeMessageBytes) {
-    return absl::InvalidArgumentError(common::StrCat("message_bytes: must be at most ",
+    return absl::InvalidArgumentError(StrCat("message_bytes: must be at most ",
                                                      kMaxProbeMessageBytes, "; got ",
                                                      request.message_bytes()));
   }
   if (request.messages() > kMaxProbeMessages) {
-    return absl::InvalidArgumentError(common::StrCat("messages: must be at most ", kMaxProbeMessages,
+    return absl::InvalidArgumentError(StrCat("messages: must be at most ", kMaxProbeMessages,
                                                      "; got ", request.messages()));
   }
   if (request.message_bytes() > 0) options.message_bytes = request.message_bytes();
@@ -56,7 +56,7 @@ grpc::ServerUnaryReactor* AdminService::ProbeLink(grpc::CallbackServerContext* c
     options = absl::FailedPreconditionError("this worker has no transport");
   } else if (options.ok() && request->peer().transport() != parts_.transport) {
     options = absl::InvalidArgumentError(
-        common::StrCat("peer.transport: this worker uses ", parts_.transport));
+        StrCat("peer.transport: this worker uses ", parts_.transport));
   }
   if (!options.ok()) {
     reactor->Finish(common::ToGrpcStatus(options.status()));
@@ -71,7 +71,7 @@ grpc::ServerUnaryReactor* AdminService::ProbeLink(grpc::CallbackServerContext* c
                             response->set_bytes_per_second(report->bytes_per_second);
                             response->set_latency_us(report->latency_us);
                             response->set_transports(report->connection);
-                            parts_.metrics->OnLinkMeasured(common::StrCat("probe->", parts_.worker),
+                            parts_.metrics->OnLinkMeasured(StrCat("probe->", parts_.worker),
                                                            report->bytes_per_second);
                           }
                           reactor->Finish(common::ToGrpcStatus(report.status()));

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::worker {
 
@@ -13,7 +13,7 @@ absl::Status AttemptTable::Enter(const std::string& request_id, uint32_t attempt
     absl::MutexLock lock(&mutex_);
     Entry& entry = entries_[request_id];
     if (entry.self != nullptr && entry.computes && attempt <= entry.attempt) {
-      return absl::AbortedError(common::StrCat(kStaleAttempt, "attempt ", entry.attempt,
+      return absl::AbortedError(StrCat(kStaleAttempt, "attempt ", entry.attempt,
                                                " of this request runs, ", attempt, " is not newer"));
     }
     superseded = std::exchange(entry.self, std::move(self));

@@ -2,8 +2,8 @@
 
 #include <array>
 
+#include "base/strings.h"
 #include "kv_transfer/crc32c.h"
-#include "services/common/strings.h"
 
 namespace hyserve::worker {
 namespace {
@@ -32,7 +32,7 @@ std::string EncodeTrailer(std::span<const int32_t> prompt, int32_t first_token) 
 
 absl::StatusOr<int32_t> DecodeTrailer(std::string_view trailer, std::span<const int32_t> prompt) {
   if (trailer.size() != kTrailerBytes) {
-    return absl::DataLossError(common::StrCat("the trailer has ", trailer.size(), " bytes, not ",
+    return absl::DataLossError(StrCat("the trailer has ", trailer.size(), " bytes, not ",
                                               kTrailerBytes));
   }
   std::array<uint32_t, kWords> words = {};
@@ -40,7 +40,7 @@ absl::StatusOr<int32_t> DecodeTrailer(std::string_view trailer, std::span<const 
     words[i / 4] |= static_cast<uint32_t>(static_cast<unsigned char>(trailer[i])) << (i % 4 * 8);
   }
   if (words[0] != kVersion) {
-    return absl::DataLossError(common::StrCat("trailer of version ", words[0]));
+    return absl::DataLossError(StrCat("trailer of version ", words[0]));
   }
   if (words[2] != prompt.size() || words[3] != Checksum(prompt)) {
     return absl::DataLossError("the hand-off belongs to another prompt");

@@ -3,11 +3,9 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
-#include "services/common/strings.h"
+#include "base/strings.h"
 
 namespace hyserve::worker {
-
-using common::StrCat;
 
 sampling::SamplingParams ToSamplingParams(const v1::WorkerSampling& from) {
   sampling::SamplingParams to;
@@ -61,7 +59,7 @@ absl::StatusOr<ParsedTicket> ParseTicket(const v1::TransferTicket& ticket, uint3
   auto id = kv_transfer::TransferId::FromBytes(ticket.transfer_id());
   if (!id.ok()) {
     return absl::InvalidArgumentError(
-        StrCat("ticket.transfer_id: ", common::ToStd(id.status().message())));
+        StrCat("ticket.transfer_id: ", ToStd(id.status().message())));
   }
   if (ticket.attempt() != attempt) {
     return absl::InvalidArgumentError(StrCat("ticket.attempt: is ", ticket.attempt(),

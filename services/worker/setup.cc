@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "base/strings.h"
 #include "kv_transfer/ucx/ucx_transport.h"
-#include "services/common/strings.h"
 
 namespace hyserve::worker {
 namespace {
@@ -101,7 +101,7 @@ absl::StatusOr<std::unique_ptr<kv_transfer::Transport>> MakeTransport(
     const common::Config& config, const common::WorkerSettings& settings) {
   const common::TransferSettings& transfer = config.transfer;
   if (transfer.transport != "ucx") {
-    return absl::InvalidArgumentError(common::StrCat(
+    return absl::InvalidArgumentError(StrCat(
         "transfer.transport: ", transfer.transport, " cannot leave the process; use ucx"));
   }
   kv_transfer::UcxOptions options;
@@ -115,7 +115,7 @@ absl::StatusOr<std::unique_ptr<kv_transfer::Transport>> MakeTransport(
   if (transfer.port_first == 0) return kv_transfer::CreateUcxTransport(options);
   // The listener takes the first free port of the range, connections the others: workers of one host
   // share the range.
-  options.tcp_port_range = common::StrCat(transfer.port_first, "-", transfer.port_last);
+  options.tcp_port_range = StrCat(transfer.port_first, "-", transfer.port_last);
   for (options.port = transfer.port_first;; ++options.port) {
     auto transport = kv_transfer::CreateUcxTransport(options);
     if (transport.ok() || !absl::IsUnavailable(transport.status()) ||

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "base/strings.h"
 #include "services/common/logging.h"
-#include "services/common/strings.h"
 #include "services/worker/setup.h"
 
 namespace hyserve::worker {
@@ -21,7 +21,7 @@ std::string Advertised(const std::string& advertise, const common::GrpcServer& s
   if (advertise.empty()) return server.address();
   const size_t colon = advertise.rfind(':');
   if (advertise.substr(colon + 1) != "0") return advertise;
-  return common::StrCat(advertise.substr(0, colon), ":", server.port());
+  return StrCat(advertise.substr(0, colon), ":", server.port());
 }
 
 }  // namespace

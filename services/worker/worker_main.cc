@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
+#include "base/strings.h"
 #include "kv_transfer/ucx/ucx_transport.h"
-#include "services/common/strings.h"
 
 namespace hyserve::worker {
 
@@ -20,7 +20,7 @@ absl::StatusOr<common::WorkerSettings> ChooseWorker(const common::Config& config
     return std::find(roles.begin(), roles.end(), role) != roles.end();
   };
   if (!flags.role.empty() && !is_ours(flags.role)) {
-    return absl::InvalidArgumentError(common::StrCat("--role ", flags.role, ": this program is ",
+    return absl::InvalidArgumentError(StrCat("--role ", flags.role, ": this program is ",
                                                      absl::StrJoin(roles, " or ")));
   }
   std::string role = flags.role;
@@ -38,7 +38,7 @@ absl::StatusOr<common::WorkerSettings> ChooseWorker(const common::Config& config
   }
   auto settings = config.FindWorker(role, flags.name);
   if (settings.ok() && !is_ours(settings->role)) {
-    return absl::InvalidArgumentError(common::StrCat(
+    return absl::InvalidArgumentError(StrCat(
         "worker ", flags.name, " is a ", settings->role, " worker, this program is ",
         absl::StrJoin(roles, " or ")));
   }

@@ -4,9 +4,9 @@
 #include <cctype>
 #include <utility>
 
+#include "base/strings.h"
 #include "services/common/metric_table.h"
 #include "services/common/status_mapping.h"
-#include "services/common/strings.h"
 
 namespace hyserve::worker {
 namespace {
@@ -26,7 +26,7 @@ std::string ReasonOf(const absl::Status& status) {
   static constexpr std::string_view kCauses[] = {
       "stale_attempt", "stale_incarnation", "handoff_failed", "layout_mismatch",
       "transport_mismatch", "slow_consumer", "draining"};
-  const std::string_view message = common::ToStd(status.message());
+  const std::string_view message = ToStd(status.message());
   for (const std::string_view cause : kCauses) {
     if (message.substr(0, cause.size()) == cause) return std::string(cause);
   }
@@ -63,8 +63,8 @@ void WorkerMetrics::RaiseTo(const common::MetricSpec& spec, int64_t total, const
 void WorkerMetrics::SetEngine(const runtime::Engine& engine) {
   layout_ = engine.layout();
   Set(metric::kCacheConfigInfo, 1,
-      {{"block_size", common::StrCat(kv_cache::kTokensPerBlock)},
-       {"num_gpu_blocks", common::StrCat(engine.kv_pool().num_blocks())}});
+      {{"block_size", StrCat(kv_cache::kTokensPerBlock)},
+       {"num_gpu_blocks", StrCat(engine.kv_pool().num_blocks())}});
   Set(metric::kModelInfo, 1, {{"digest", layout_.model_digest}, {"layout", layout_.Fingerprint()}});
   Set(metric::kKvBlocksCapacity, static_cast<double>(engine.kv_pool().num_blocks()));
 }

@@ -11,6 +11,7 @@ SOURCE_SUFFIXES = {".h", ".cc", ".inc", ".cu", ".cuh", ".py", ".proto", ".sh"}
 
 # Folder -> folders that its files may include besides their own. The longest matching prefix rules.
 ALLOWED = {
+    "base": [],
     "engine/tensor": [],
     "engine/kernels": ["engine/tensor"],
     "engine/kv_cache": ["engine/tensor"],
@@ -35,7 +36,9 @@ ALLOWED = {
     "services/cli": ["services/common", "hyserve", "engine/model", "engine/tensor",
                      "engine/kv_cache/kv_layout.h", "engine/tokenizer"],
 }
-ROOTS = ("engine", "kv_transfer", "services")
+# What names nothing of HyServe: everybody may include it.
+COMMON = ["base"]
+ROOTS = ("base", "engine", "kv_transfer", "services")
 # Headers of third parties that only one folder may see.
 ONLY_IN = {
     r"ucp/api|ucs/|uct/": ["kv_transfer/ucx"],
@@ -73,7 +76,7 @@ def check_includes(root, path, problems):
             if re.match(pattern, target) and not any(is_under(name, f) for f in folders):
                 problems.append(f"{name}:{number}: only {', '.join(folders)} may include {target}")
         if quote == '"' and target.startswith(ROOTS + ("hyserve/", "google/")):
-            if not is_under(target, rule) and not any(is_under(target, a) for a in ALLOWED[rule]):
+            if not is_under(target, rule) and not any(is_under(target, a) for a in ALLOWED[rule] + COMMON):
                 problems.append(f"{name}:{number}: {rule} may not include {target}")
         elif quote == '"' and not (root / target).exists() and "/" not in target:
             problems.append(f"{name}:{number}: include from the repository root: {target}")

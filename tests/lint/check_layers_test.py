@@ -8,6 +8,7 @@ CHECKER = pathlib.Path(__file__).parent / "check_layers.py"
 
 CASES = [
     ("engine/tensor/a.h", '#include "engine/kernels/ops.h"\n', "may not include"),
+    ("base/a.h", '#include "engine/tensor/tensor.h"\n', "may not include"),
     ("kv_transfer/a.cc", '#include "engine/runtime/engine.h"\n', "may not include"),
     ("engine/model/a.cc", "#include <ucp/api/ucp.h>\n", "may include ucp"),
     ("engine/model/a.cc", "#include <grpcpp/grpcpp.h>\n", "may include grpcpp"),

@@ -4,14 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "services/common/strings.h"
+#include "base/strings.h"
 #include "services/common/worker_errors.h"
 #include "tests/support/byte_tokenizer.h"
 
 namespace hyserve::router {
 namespace {
 
-using common::StrCat;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 

@@ -1,7 +1,7 @@
-// String building for code that passes std::string_view: Debian 12's abseil has a string_view type
-// of its own, which does not convert from the standard one.
-#ifndef HYSERVE_SERVICES_COMMON_STRINGS_H_
-#define HYSERVE_SERVICES_COMMON_STRINGS_H_
+// String building for code that passes std::string_view: Debian 12's abseil has a string_view type of
+// its own, which does not convert from the standard one. Pure and thread-safe.
+#ifndef HYSERVE_BASE_STRINGS_H_
+#define HYSERVE_BASE_STRINGS_H_
 
 #include <string>
 #include <string_view>
@@ -10,20 +10,22 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
-namespace hyserve::common {
+namespace hyserve {
 
 inline absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
 inline std::string_view ToStd(absl::string_view text) { return {text.data(), text.size()}; }
 
 namespace internal {
+
 template <typename T>
 decltype(auto) StrCatArgument(const T& value) {
   if constexpr (std::is_same_v<T, std::string_view>) {
-    return absl::string_view(value.data(), value.size());
+    return ToAbsl(value);
   } else {
     return (value);
   }
 }
+
 }  // namespace internal
 
 // As absl::StrCat and absl::StrAppend, for both kinds of string_view.
@@ -36,6 +38,6 @@ void StrAppend(std::string* out, const Args&... args) {
   absl::StrAppend(out, internal::StrCatArgument(args)...);
 }
 
-}  // namespace hyserve::common
+}  // namespace hyserve
 
-#endif  // HYSERVE_SERVICES_COMMON_STRINGS_H_
+#endif  // HYSERVE_BASE_STRINGS_H_
