@@ -8,6 +8,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "kv_transfer/crc32c.h"
+#include "kv_transfer/device_jobs.h"
 #include "kv_transfer/offer_table.h"
 #include "kv_transfer/regions.h"
 #include "kv_transfer/table_timer.h"
@@ -25,11 +26,13 @@ class ExporterImpl final : public Exporter, private TransportHandler {
         on_released_(std::move(on_released)),
         table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation()},
                &stats_),
+        jobs_(transport->device(), transport),
         timer_(transport, [this] {
           Run([](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
             table.OnTimer(now, actions);
           });
         }) {
+    stats_.paths = &transport_.paths();
     transport_.SetHandler(Channel::kExporter, this);
   }
 
@@ -130,11 +133,26 @@ class ExporterImpl final : public Exporter, private TransportHandler {
     const char* data = part.layer_slot < 0
                            ? regions_.Slab(action.slab) + part.offset
                            : regions_.Slice(part.layer_slot, action.first_physical_block);
-    if (options_.checksum) action.header.crc = Crc32c(data, part.length);
+    if (!options_.checksum) {
+      Send(action, data);
+    } else if (regions_.kind == MemoryKind::kHost) {
+      action.header.crc = Crc32c(data, part.length);
+      Send(action, data);
+    } else {
+      // The send counts as in flight meanwhile: whatever ends the offer waits for OnSent.
+      jobs_.Add(transport_.device()->StartChecksum(data, part.length),
+                [this, action, data](const absl::Status& status, uint32_t crc) mutable {
+                  action.header.crc = crc;
+                  if (status.ok()) return Send(action, data);
+                  OnSent(action.operation, absl::FailedPreconditionError(status.message()));
+                });
+    }
+  }
+  void Send(const OfferTable::SendData& action, const char* data) {
     const std::string header = Encode(action.header);
     stats_.control_bytes_sent.Add(static_cast<int64_t>(header.size()));
     transport_.SendData(action.endpoint, Channel::kExporter, Channel::kImporter, action.operation,
-                        header, data, part.length);
+                        header, data, action.part.length);
   }
   void Do(const OfferTable::CloseEndpoint& action) { transport_.Close(action.endpoint); }
   void Do(const OfferTable::Released& action) {
@@ -163,8 +181,11 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   }
   void OnReceived(OperationId, const absl::Status&) override {}
   void OnSent(OperationId id, const absl::Status& status) override {
+    // Not the peer's or the link's fault: another message would fare no better.
+    const bool unsendable = absl::IsFailedPrecondition(status) ||
+                            absl::IsResourceExhausted(status) || absl::IsInternal(status);
     Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
-      table.OnSent(id, now, actions);
+      table.OnSent(id, now, actions, !unsendable);
     });
   }
   void OnEndpointClosed(EndpointId endpoint, const absl::Status& status) override {
@@ -182,6 +203,7 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   absl::flat_hash_set<TransferId> live_ ABSL_GUARDED_BY(mutex_);  // offered, not yet released
   // Progress thread.
   OfferTable table_;
+  DeviceJobs jobs_;  // checksums of device memory
   TableTimer timer_;
 };
 
@@ -205,7 +227,7 @@ absl::StatusOr<std::unique_ptr<Exporter>> Exporter::Create(Transport* transport,
                                                            const ExporterOptions& options,
                                                            ReleasedCallback on_released) {
   absl::Status status = CheckOptions(options);
-  if (status.ok()) status = RegisterRegions(*transport, regions, options.checksum);
+  if (status.ok()) status = RegisterRegions(*transport, regions);
   if (!status.ok()) return status;
   ExporterOptions resolved = options;
   if (resolved.max_message_bytes == 0) {

@@ -40,8 +40,8 @@ struct ExporterOptions {
   int32_t max_pending_pulls = 4096;
   size_t max_message_bytes = 0;      // payload of one data message; 0: the transport's preference
   int32_t max_messages_in_flight = 4;  // data messages per transfer
-  // CRC32C of every data message. False (device memory without a checksum kernel) is a documented
-  // weaker promise and must be the same on both sides.
+  // CRC32C of every data message, computed where the memory is (by a kernel on a device). Must be
+  // the same on both sides. False is a weaker promise: see DESIGN.md.
   bool checksum = true;
   Fences fences;  // for tests only
 };

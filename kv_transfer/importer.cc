@@ -8,6 +8,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "kv_transfer/crc32c.h"
+#include "kv_transfer/device_jobs.h"
 #include "kv_transfer/import_table.h"
 #include "kv_transfer/peer_lanes.h"
 #include "kv_transfer/regions.h"
@@ -25,11 +26,13 @@ class ImporterImpl final : public Importer, private TransportHandler {
         table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation()},
                &stats_),
         lanes_(transport, options.lanes_per_peer),
+        jobs_(transport->device(), transport),
         timer_(transport, [this] {
           Run([](ImportTable& table, ClockTime now, ImportTable::Actions& actions) {
             table.OnTimer(now, actions);
           });
         }) {
+    stats_.paths = &transport_.paths();
     transport_.SetHandler(Channel::kImporter, this);
   }
 
@@ -100,7 +103,7 @@ class ImporterImpl final : public Importer, private TransportHandler {
 
  private:
   using CallbackMap = absl::flat_hash_map<TransferId, PullCallback>;
-  struct Landed {
+  struct Landing {
     const void* data;
     size_t length;
   };
@@ -186,17 +189,26 @@ class ImporterImpl final : public Importer, private TransportHandler {
     if (!landing) return std::nullopt;
     char* data = landing->slab >= 0 ? regions_.Slab(landing->slab) + landing->offset
                                     : regions_.Slice(landing->layer_slot, landing->block);
-    landing_[landing->operation] = Landed{data, landing->length};
+    landing_[landing->operation] = Landing{data, landing->length};
     return ReceiveTarget{data, landing->operation};
   }
 
   void OnReceived(OperationId id, const absl::Status& status) override {
     const auto it = landing_.find(id);
     if (it == landing_.end()) return;
-    const Landed landed = it->second;
+    const Landing landed = it->second;
     landing_.erase(it);
-    const uint32_t crc =
-        status.ok() && options_.checksum ? Crc32c(landed.data, landed.length) : 0;
+    if (!status.ok() || !options_.checksum) {
+      Landed(id, status, 0);
+    } else if (regions_.kind == MemoryKind::kHost) {
+      Landed(id, status, Crc32c(landed.data, landed.length));
+    } else {
+      // The landing has not ended for the table until then, so its blocks stay taken.
+      jobs_.Add(transport_.device()->StartChecksum(landed.data, landed.length),
+                [this, id](const absl::Status& checked, uint32_t crc) { Landed(id, checked, crc); });
+    }
+  }
+  void Landed(OperationId id, const absl::Status& status, uint32_t crc) {
     Run([&](ImportTable& table, ClockTime now, ImportTable::Actions& actions) {
       table.OnReceived(id, status, crc, now, actions);
     });
@@ -218,7 +230,8 @@ class ImporterImpl final : public Importer, private TransportHandler {
   // Progress thread.
   ImportTable table_;
   PeerLanes lanes_;
-  absl::flat_hash_map<OperationId, Landed> landing_;
+  DeviceJobs jobs_;  // checksums of device memory
+  absl::flat_hash_map<OperationId, Landing> landing_;
   TableTimer timer_;
 };
 
@@ -243,7 +256,7 @@ absl::StatusOr<std::unique_ptr<Importer>> Importer::Create(Transport* transport,
                                                            const MemoryRegions& regions,
                                                            const ImporterOptions& options) {
   absl::Status status = CheckOptions(options);
-  if (status.ok()) status = RegisterRegions(*transport, regions, options.checksum);
+  if (status.ok()) status = RegisterRegions(*transport, regions);
   if (!status.ok()) return status;
   return std::make_unique<ImporterImpl>(transport, regions, options);
 }

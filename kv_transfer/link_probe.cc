@@ -110,15 +110,14 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
     uint64_t timer = 0;
     ClockTime ping_sent;
     std::vector<double> round_trips_us;
-    std::vector<std::vector<char>> buffers;
+    std::vector<std::shared_ptr<char>> buffers;
     ClockTime first_announced = absl::InfiniteDuration();
     int32_t received = 0;
-    std::string connection;
   };
   // A measurement by the peer: this side sends the same bytes again and again.
   struct Answer {
     ProbeMessage request;
-    std::vector<char> bytes;
+    std::shared_ptr<char> bytes;
     uint32_t sent = 0;
     uint32_t in_flight = 0;
   };
@@ -131,6 +130,16 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
       callback(absl::InvalidArgumentError("link probe: options out of range"));
       return;
     }
+    std::vector<std::shared_ptr<char>> buffers;
+    for (int32_t i = 0; i < options.messages_in_flight; ++i) {
+      absl::StatusOr<std::shared_ptr<char>> buffer =
+          transport_.AllocateScratch(options.message_bytes);
+      if (!buffer.ok()) {
+        callback(buffer.status());
+        return;
+      }
+      buffers.push_back(*std::move(buffer));
+    }
     const absl::StatusOr<EndpointId> endpoint = transport_.Connect(peer.transport_address);
     if (!endpoint.ok()) {
       callback(endpoint.status());
@@ -142,9 +151,7 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
     probe.options = options;
     probe.callback = std::move(callback);
     probe.peer_incarnation = peer.incarnation;
-    for (int32_t i = 0; i < options.messages_in_flight; ++i) {
-      probe.buffers.emplace_back(options.message_bytes);
-    }
+    probe.buffers = std::move(buffers);
     probe.timer = transport_.RunAt(transport_.Now() + options.timeout, [this, id] {
       End(id, absl::DeadlineExceededError("link probe: no answer in time"));
     });
@@ -207,7 +214,6 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
       Ping(it->first, probe);
       return;
     }
-    probe.connection = transport_.EndpointDescription(from);
     Say(from, {.kind = Kind::kSend,
                .probe = it->first,
                .incarnation = probe.peer_incarnation,
@@ -222,9 +228,15 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
       Say(from, {.kind = Kind::kRefused, .probe = request.probe});
       return;
     }
+    absl::StatusOr<std::shared_ptr<char>> bytes = transport_.AllocateScratch(request.message_bytes);
+    if (!bytes.ok()) {
+      Say(from, {.kind = Kind::kRefused, .probe = request.probe});
+      return;
+    }
+    if (transport_.device() == nullptr) std::memset(bytes->get(), 'p', request.message_bytes);
     Answer& answer = answers_[from];
     answer.request = request;
-    answer.bytes.assign(request.message_bytes, 'p');
+    answer.bytes = *std::move(bytes);
     PumpAnswer(from, answer);
   }
 
@@ -236,7 +248,7 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
       const std::string header = Encode(
           {.kind = Kind::kData, .probe = answer.request.probe, .messages = answer.sent++});
       transport_.SendData(to, Channel::kProbe, Channel::kProbe, operation, header,
-                          answer.bytes.data(), answer.bytes.size());
+                          answer.bytes.get(), answer.request.message_bytes);
     }
   }
 
@@ -254,8 +266,8 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
     const OperationId operation = next_operation_++;
     landings_[operation] = it->first;
     // Two messages may share a buffer for a moment: nobody reads them.
-    std::vector<char>& buffer = probe.buffers[message->messages % probe.buffers.size()];
-    return ReceiveTarget{buffer.data(), operation};
+    const std::shared_ptr<char>& buffer = probe.buffers[message->messages % probe.buffers.size()];
+    return ReceiveTarget{buffer.get(), operation};
   }
 
   void OnReceived(OperationId id, const absl::Status& status) override {
@@ -274,7 +286,8 @@ class LinkProbeImpl final : public LinkProbe, private TransportHandler {
                   static_cast<std::ptrdiff_t>(probe.round_trips_us.size() / 2);
     std::nth_element(probe.round_trips_us.begin(), middle, probe.round_trips_us.end());
     report.latency_us = *middle / 2;
-    report.connection = probe.connection;
+    report.connection = transport_.EndpointDescription(probe.endpoint);
+    report.path = transport_.EndpointPath(probe.endpoint);
     End(probe_id, std::move(report));
   }
 

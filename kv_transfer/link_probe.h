@@ -1,5 +1,6 @@
 // Measures the link to a peer over the same transport and the same kind of messages as hand-offs:
-// the peer sends, this side receives into its own memory. Used at registration and by `hyserve
+// the peer sends, this side receives into its own memory, of the kind that hand-offs use (device
+// memory when the transport has a device). Used at registration and by `hyserve
 // doctor`. Every worker owns one LinkProbe; it answers the peers' probes as well.
 #ifndef HYSERVE_KV_TRANSFER_LINK_PROBE_H_
 #define HYSERVE_KV_TRANSFER_LINK_PROBE_H_
@@ -29,6 +30,7 @@ struct LinkReport {
   double bytes_per_second = 0;  // payload, first announcement to last byte
   double latency_us = 0;        // half of the median round trip of a small message
   std::string connection;       // what the transport chose ("tcp/eth0")
+  DataPath path = DataPath::kUnknown;  // how the payload came; kStaged: no direct path was found
 };
 using LinkCallback = std::function<void(absl::StatusOr<LinkReport>)>;
 

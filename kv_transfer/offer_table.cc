@@ -223,15 +223,14 @@ void OfferTable::OnPull(EndpointId from, const Envelope& envelope, const PullBod
     return;
   }
   OfferState& offer = it->second;
-  std::optional<Failure> failure;
-  if (offer.ended) {
-    failure = Failure::kUnknownTransfer;
-  } else {
-    failure = Refuse(offer, envelope, body);
-  }
+  const std::optional<Failure> failure =
+      offer.ended ? Failure::kUnknownTransfer : Refuse(offer, envelope, body);
   if (failure) {
     stats_.refused.Add();
     Reply(from, envelope, FailedBody{*failure}, actions);
+    // Whom the ticket was made for can never take it: the memory waits for nobody.
+    const bool useless = failure == Failure::kLayoutMismatch && !offer.receiver;
+    if (useless) End(offer, ReleaseReason::kAborted, now, actions);
     return;
   }
   if (offer.receiver && !NewerPull(envelope, offer.receiver->reply)) {
@@ -302,7 +301,7 @@ void OfferTable::Pump(OfferState& offer, Actions& actions) {
   }
 }
 
-void OfferTable::OnSent(OperationId operation, ClockTime now, Actions& actions) {
+void OfferTable::OnSent(OperationId operation, ClockTime now, Actions& actions, bool possible) {
   const auto op = operations_.find(operation);
   if (op == operations_.end()) return;
   const TransferId id = op->second;
@@ -319,6 +318,7 @@ void OfferTable::OnSent(OperationId operation, ClockTime now, Actions& actions) 
     ReleaseIfDrained(id, actions);
     return;
   }
+  if (!possible) return End(offer, ReleaseReason::kAborted, now, actions);
   if (offer.receiver && offer.receiver->endpoint == done.endpoint &&
       offer.receiver->reply.generation == done.generation) {
     --offer.receiver->in_flight;

@@ -7,7 +7,7 @@
 
 namespace hyserve::kv_transfer {
 
-absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions, bool checksum) {
+absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions) {
   const kv_cache::KvLayout& layout = regions.layout;
   if (regions.blocks == nullptr || regions.num_blocks <= 0 || layout.block_bytes() == 0) {
     return absl::InvalidArgumentError("kv transfer: no block memory");
@@ -23,9 +23,9 @@ absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions,
   if (layout.selection_bytes() / sizeof(int32_t) > kMaxSelectionIndices) {
     return absl::InvalidArgumentError("kv transfer: too many selection indices");
   }
-  if (regions.kind != MemoryKind::kHost && checksum) {
+  if (regions.kind != MemoryKind::kHost && transport.device() == nullptr) {
     return absl::InvalidArgumentError(
-        "kv transfer: checksums of device memory are not available; switch them off on both sides");
+        "kv transfer: device memory, but the transport was made for host memory only");
   }
   absl::Status status = transport.RegisterMemory(regions.blocks, bytes, regions.kind);
   if (status.ok() && layout.slab_bytes > 0) {

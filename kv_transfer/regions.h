@@ -11,9 +11,9 @@
 
 namespace hyserve::kv_transfer {
 
-// INVALID_ARGUMENT for regions that do not fit their layout, or when `checksum` is asked for memory
-// that the host cannot read; then registers blocks and slabs with the transport.
-absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions, bool checksum);
+// INVALID_ARGUMENT for regions that do not fit their layout, or for device memory with a transport
+// that has no device; else registers blocks and slabs with the transport.
+absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions);
 
 // INVALID_ARGUMENT unless the blocks and the slab are those of a sequence of num_tokens tokens.
 absl::Status CheckMemory(const MemoryRegions& regions, const TransferId& id, int64_t num_tokens,

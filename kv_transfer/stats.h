@@ -22,6 +22,8 @@ class Counter {
   std::atomic<int64_t> value_{0};
 };
 
+struct PathCounters;  // data_path.h
+
 struct TransferStats {
   // Payload, by kind; sent by an Exporter, received (verified or not) by an Importer. Bytes.
   Counter block_bytes;
@@ -55,6 +57,8 @@ struct TransferStats {
   Counter messages_in_flight; // gauge: data messages posted and not completed
   // Gauge: moving average over finished transfers, payload bytes per second of transfer_seconds.
   Counter link_bytes_per_second;
+  // Of the transport, shared by all who use it; lives as long as the transport.
+  const PathCounters* paths = nullptr;
 };
 
 }  // namespace hyserve::kv_transfer

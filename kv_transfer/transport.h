@@ -20,12 +20,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kv_transfer/data_path.h"
+#include "kv_transfer/device_memory.h"
 #include "kv_transfer/ticket.h"
 
 namespace hyserve::kv_transfer {
@@ -76,9 +79,19 @@ class Transport {
   // Payload size of one data message at which this transport is fast.
   virtual size_t preferred_message_bytes() const = 0;
 
+  // The device of memory of kind kCuda, null when the transport was made for host memory only.
+  virtual DeviceMemory* device() const { return nullptr; }
+  // What travelled which way so far. Any thread.
+  virtual const PathCounters& paths() const = 0;
+
   // Makes memory known before transfers use it; once, at start. Memory must outlive the transport's
-  // operations on it.
+  // operations on it. INVALID_ARGUMENT for kCuda when it is not memory of device().
   virtual absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) = 0;
+  // Memory of the kind that this transport's hand-offs use, for measuring a link; contents are
+  // undefined. RESOURCE_EXHAUSTED. To be let go before the transport.
+  virtual absl::StatusOr<std::shared_ptr<char>> AllocateScratch(size_t bytes) {
+    return std::shared_ptr<char>(new char[bytes], std::default_delete<char[]>());
+  }
   // Sets (or with nullptr removes) the handler of a channel. Returns after the change took effect
   // on the progress thread; not to be called on it.
   virtual void SetHandler(Channel channel, TransportHandler* handler) = 0;
@@ -109,6 +122,9 @@ class Transport {
   virtual void Close(EndpointId endpoint) = 0;
   // [progress thread] What was chosen for this connection ("tcp/lo"), empty if unknown.
   virtual std::string EndpointDescription(EndpointId endpoint) const = 0;
+  // [progress thread] How data travels on it: as this side's check chose for sends, else as the last
+  // message arrived.
+  virtual DataPath EndpointPath(EndpointId endpoint) const = 0;
 };
 
 }  // namespace hyserve::kv_transfer

@@ -8,7 +8,7 @@ packages=(
   libucx-dev ucx-utils libyaml-cpp-dev libspdlog-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev
   prometheus-cpp-dev libcpp-httplib-dev libssl-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  python3 python3-grpcio python3-protobuf
+  python3 python3-venv python3-grpcio python3-protobuf
 )
 
 missing=()

@@ -2,33 +2,42 @@
 // transport and message size in the same run.
 //
 //   kv_transfer_bench [--message_bytes N] [--tokens N] [--transfers N] [--transports tcp]
-//                     [--net_devices lo] [--checksum 0|1] [--scattered 0|1] [--out rows.jsonl]
-//                     [--commit HASH] [--settings NAME=VALUE,NAME=VALUE]
+//                     [--net_devices lo] [--checksum 0|1] [--scattered 0|1] [--in_flight N]
+//                     [--preset 80b|7b] [--device cpu|cuda:N] [--policy auto|direct|staged]
+//                     [--perftest PATH|none] [--out rows.jsonl] [--commit HASH]
+//                     [--settings NAME=VALUE,NAME=VALUE]
 //
-// The hand-off is that of an 80B HySparse model in bf16: 5 full layers with slices of 163,840
-// bytes, a window slab of 14.4 MB. A child process exports, this one imports; every offer is
-// complete before it is pulled, so the time is that of the transfer alone (first announcement to
-// last verified byte). The first transfer warms up and is checked byte for byte. Prints the median
-// and the spread of both sides of the comparison, and their ratio.
+// The hand-off is that of an 80B HySparse model in bf16 (5 full layers with slices of 163,840
+// bytes, a window slab of 14.4 MB) or of a 7B one (10 full layers, slices of 262,144 bytes, 13.6
+// MB). A child process exports, this one imports; every offer is complete before it is pulled, so
+// the time is that of the transfer alone (first announcement to last verified byte). The first
+// transfer warms up and is checked byte for byte. Prints the median and the spread of both sides of
+// the comparison, and their ratio. With a GPU both processes hold their state in its memory, and a
+// copy of as many bytes on the device is timed as well.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <numeric>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
 #include "kv_transfer/crc32c.h"
+#include "kv_transfer/cuda/open_device.h"
 #include "kv_transfer/exporter.h"
 #include "kv_transfer/importer.h"
 #include "kv_transfer/link_probe.h"
+#include "kv_transfer/progress_loop.h"
 #include "kv_transfer/ucx/ucx_transport.h"
 #include "nlohmann/json.hpp"
 
@@ -40,23 +49,26 @@ struct Flags {
       {"message_bytes", "0"}, {"tokens", "8192"},   {"transfers", "9"},
       {"transports", "tcp"},  {"net_devices", "lo"}, {"checksum", "1"},
       {"scattered", "0"},     {"out", ""},          {"commit", "unknown"},
-      {"settings", ""}};
+      {"settings", ""},       {"in_flight", "4"},   {"preset", "80b"},
+      {"device", "cpu"},      {"policy", "auto"},   {"perftest", "ucx_perftest"}};
   std::string Text(const std::string& name) const { return values.at(name); }
   int64_t Number(const std::string& name) const { return std::stoll(values.at(name)); }
 };
 
-kv_cache::KvLayout PresetLayout() {
+kv_cache::KvLayout PresetLayout(const std::string& preset) {
+  const bool large = preset == "80b";
   kv_cache::KvLayout layout;
   layout.dtype = tensor::DType::kBF16;
-  for (int i = 0; i < 5; ++i) layout.full_layers.push_back(11 * i);
-  layout.num_kv_heads = 4;
-  layout.head_dim = 192;
+  const int full_layers = large ? 5 : 10;
+  for (int i = 0; i < full_layers; ++i) layout.full_layers.push_back((large ? 11 : 4) * i);
+  layout.num_kv_heads = large ? 4 : 8;
+  layout.head_dim = large ? 192 : 128;
   layout.v_head_dim = 128;
   layout.window = 128;
-  layout.slab_bytes = 14'417'920;
-  layout.oracle_slots = {0, 1, 2, 3};
+  layout.slab_bytes = large ? 14'417'920 : 13'631'488;
+  for (int i = 0; i + 1 < full_layers; ++i) layout.oracle_slots.push_back(i);
   layout.selected_blocks = 16;
-  layout.num_layers = 49;
+  layout.num_layers = large ? 49 : 36;
   layout.model_digest = "benchmark";
   return layout;
 }
@@ -77,19 +89,92 @@ TransferId IdOf(int64_t n) {
   return id;
 }
 
-struct Memory {
-  Memory(const kv_cache::KvLayout& layout, int64_t num_blocks, char fill)
-      : blocks(static_cast<size_t>(num_blocks) * layout.block_bytes(), fill),
-        slab(layout.slab_bytes, fill) {
+// State of a worker, on the host or on a device. Its contents are one pattern of random bytes again
+// and again, of a length that fits no page, so that bytes in a wrong place are wrong.
+class Memory {
+ public:
+  Memory(const kv_cache::KvLayout& layout, int64_t num_blocks, std::shared_ptr<DeviceMemory> device)
+      : device_(std::move(device)), pattern_(size_t{16} * 1'048'583 / 8) {
+    std::mt19937_64 random(1);
+    for (uint64_t& word : pattern_) word = random();
     regions.layout = layout;
-    regions.blocks = blocks.data();
     regions.num_blocks = num_blocks;
-    regions.slabs = slab.data();
     regions.num_slabs = 1;
+    regions.kind = device_ == nullptr ? MemoryKind::kHost : MemoryKind::kCuda;
+    regions.blocks = Allocate(host_blocks_, regions.blocks_bytes());
+    regions.slabs = Allocate(host_slab_, layout.slab_bytes);
   }
-  std::vector<char> blocks;
-  std::vector<char> slab;
+  ~Memory() {
+    if (device_ == nullptr) return;
+    device_->Free(DeviceMemory::Space::kDevice, regions.blocks);
+    device_->Free(DeviceMemory::Space::kDevice, regions.slabs);
+  }
+
+  bool Fill() {
+    return Visit(regions.blocks, regions.blocks_bytes(), true) &&
+           Visit(regions.slabs, regions.slabs_bytes(), true);
+  }
+  bool Holds() {
+    return Visit(regions.blocks, regions.blocks_bytes(), false) &&
+           Visit(regions.slabs, regions.slabs_bytes(), false);
+  }
+  // Seconds of a copy of the first half of the blocks to the second one; 0 without a device.
+  double CopySeconds() {
+    if (device_ == nullptr) return 0;
+    const size_t half = regions.blocks_bytes() / 2;
+    std::vector<double> seconds;
+    for (int i = 0; i < 11; ++i) {
+      const ClockTime start = SteadyNow();
+      if (!CopyAndWait(*device_, DeviceMemory::Direction::kOnDevice, regions.blocks + half,
+                       regions.blocks, half).ok()) {
+        return 0;
+      }
+      seconds.push_back(absl::ToDoubleSeconds(SteadyNow() - start));
+    }
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  }
   MemoryRegions regions;
+
+ private:
+  char* Allocate(std::vector<char>& host, size_t bytes) {
+    if (device_ != nullptr) {
+      const auto data = device_->Allocate(DeviceMemory::Space::kDevice, bytes);
+      if (data.ok()) return *data;
+      std::cerr << data.status() << "\n";
+      std::exit(1);
+    }
+    host.resize(bytes);
+    return host.data();
+  }
+  bool Visit(char* data, size_t bytes, bool fill) {
+    using Direction = DeviceMemory::Direction;
+    const size_t period = pattern_.size() * sizeof(uint64_t);
+    std::vector<char> copy(device_ == nullptr || fill ? 0 : period);
+    for (size_t offset = 0; offset < bytes; offset += period) {
+      const size_t part = std::min(period, bytes - offset);
+      if (device_ == nullptr && fill) {
+        std::memcpy(data + offset, pattern_.data(), part);
+      } else if (fill) {
+        if (!CopyAndWait(*device_, Direction::kToDevice, data + offset, pattern_.data(), part).ok())
+          return false;
+      } else {
+        const char* there = data + offset;
+        if (device_ != nullptr) {
+          if (!CopyAndWait(*device_, Direction::kToHost, copy.data(), there, part).ok())
+            return false;
+          there = copy.data();
+        }
+        if (std::memcmp(there, pattern_.data(), part) != 0) return false;
+      }
+    }
+    return true;
+  }
+
+  const std::shared_ptr<DeviceMemory> device_;
+  std::vector<uint64_t> pattern_;
+  std::vector<char> host_blocks_;
+  std::vector<char> host_slab_;
 };
 
 UcxOptions TransportOptions(const Flags& flags) {
@@ -97,6 +182,19 @@ UcxOptions TransportOptions(const Flags& flags) {
   options.transports = flags.Text("transports");
   options.net_devices = flags.Text("net_devices");
   options.message_bytes = static_cast<size_t>(flags.Number("message_bytes"));
+  auto device = OpenDevice(flags.Text("device"));
+  if (!device.ok()) {
+    std::cerr << device.status() << "\n";
+    std::exit(1);
+  }
+  options.device = *std::move(device);
+  const std::string policy = flags.Text("policy");
+  if (policy == "direct") options.device_path = DevicePathPolicy::kDirect;
+  if (policy == "staged") options.device_path = DevicePathPolicy::kStaged;
+  options.on_path = [](const PathReport& report) {
+    std::cerr << "path: " << Name(report.path) << ", " << report.bytes_per_second / 1e9 << " GB/s, "
+              << report.connection << ", " << report.reason << "\n";
+  };
   std::istringstream settings(flags.Text("settings"));
   for (std::string setting; std::getline(settings, setting, ',');) {
     const size_t equals = setting.find('=');
@@ -108,13 +206,12 @@ UcxOptions TransportOptions(const Flags& flags) {
 
 // The exporting child: offers one transfer per line read, says where it can be reached.
 int Export(const Flags& flags, int commands, int answers) {
-  const kv_cache::KvLayout layout = PresetLayout();
+  const kv_cache::KvLayout layout = PresetLayout(flags.Text("preset"));
   const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(flags.Number("tokens"));
-  Memory memory(layout, num_blocks, 0);
-  for (size_t i = 0; i < memory.blocks.size(); ++i)
-    memory.blocks[i] = static_cast<char>(i * 7 >> 3);
-  for (size_t i = 0; i < memory.slab.size(); ++i) memory.slab[i] = static_cast<char>(i * 5 >> 2);
-  auto transport = CreateUcxTransport(TransportOptions(flags));
+  const UcxOptions transport_options = TransportOptions(flags);
+  Memory memory(layout, num_blocks, transport_options.device);
+  if (!memory.Fill()) return 1;
+  auto transport = CreateUcxTransport(transport_options);
   if (!transport.ok()) {
     std::cerr << transport.status() << "\n";
     return 1;
@@ -122,6 +219,7 @@ int Export(const Flags& flags, int commands, int answers) {
   const auto probe = LinkProbe::Create(transport->get());
   ExporterOptions options;
   options.checksum = flags.Number("checksum") != 0;
+  options.max_messages_in_flight = static_cast<int32_t>(flags.Number("in_flight"));
   auto exporter = Exporter::Create(transport->get(), memory.regions, options,
                                    [](const TransferId&, ReleaseReason) {});
   if (!exporter.ok()) return 1;
@@ -146,18 +244,27 @@ int Export(const Flags& flags, int commands, int answers) {
 
 // ucx_perftest's average bandwidth in bytes per second; 0 when it is not installed or fails.
 double PerftestBandwidth(const Flags& flags, size_t message_bytes, int in_flight) {
+  if (flags.Text("perftest") == "none") return 0;
   std::string own = "UCX_TCP_PUT_ENABLE=n";  // as the transport sets it
-  for (const auto& [name, value] : TransportOptions(flags).settings) {
-    own += " UCX_" + name + "=" + value;
+  std::string transports = flags.Text("transports");
+  const bool device = flags.Text("device") != "cpu";
+  const bool staged = flags.Text("policy") == "staged";
+  if (device) {
+    // Where we stage: what UCX does by itself without a way between devices.
+    transports += staged ? ",cuda_copy" : ",cuda_copy,cuda_ipc";
+    own += " UCX_RNDV_SCHEME=get_zcopy UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on";
   }
-  const std::string environment = "UCX_TLS=" + flags.Text("transports") +
+  std::istringstream settings(flags.Text("settings"));
+  for (std::string setting; std::getline(settings, setting, ',');) own += " UCX_" + setting;
+  const std::string environment = "UCX_TLS=" + transports +
                                   " UCX_NET_DEVICES=" + flags.Text("net_devices") +
                                   " UCX_LOG_LEVEL=error " + own + " ";
   const std::string port = std::to_string(20'000 + getpid() % 10'000);
-  const std::string test = "ucx_perftest -t ucp_am_bw -p " + port + " -O " +
+  const size_t bytes = (device ? 8 : 1) * (size_t{1} << 30) >> (device && staged ? 4 : 0);
+  const std::string test = flags.Text("perftest") + " -t ucp_am_bw -e -p " + port + " -O " +
                            std::to_string(in_flight) + " -s " + std::to_string(message_bytes) +
-                           " -w 10 -n " +
-                           std::to_string(std::max<size_t>(50, (size_t{1} << 30) / message_bytes));
+                           (device ? " -m cuda,cuda -w 4 -n " : " -w 10 -n ") +
+                           std::to_string(std::max<size_t>(20, bytes / message_bytes));
   const std::string command = "( " + environment + test +
                               " >/dev/null 2>&1 & server=$!; sleep 0.5; " + environment + test +
                               " 127.0.0.1 2>/dev/null; kill $server 2>/dev/null )";
@@ -198,15 +305,16 @@ int Import(const Flags& flags, int commands, FILE* answers) {
   if (fgets(line, sizeof(line), answers) == nullptr) return 1;
   PeerAddress peer;
   std::istringstream(line) >> peer.transport_address >> peer.incarnation;
-  auto transport = CreateUcxTransport(TransportOptions(flags));
+  const UcxOptions transport_options = TransportOptions(flags);
+  const kv_cache::KvLayout layout = PresetLayout(flags.Text("preset"));
+  const int64_t tokens = flags.Number("tokens");
+  const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(tokens);
+  Memory memory(layout, num_blocks, transport_options.device);
+  auto transport = CreateUcxTransport(transport_options);
   if (!transport.ok()) {
     std::cerr << transport.status() << "\n";
     return 1;
   }
-  const kv_cache::KvLayout layout = PresetLayout();
-  const int64_t tokens = flags.Number("tokens");
-  const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(tokens);
-  Memory memory(layout, num_blocks, 1);
   ImporterOptions options;
   options.checksum = flags.Number("checksum") != 0;
   auto importer = Importer::Create(transport->get(), memory.regions, options);
@@ -235,11 +343,9 @@ int Import(const Flags& flags, int commands, FILE* answers) {
       rates.push_back(static_cast<double>(result.payload.total()) / result.transfer_seconds);
       continue;
     }
-    for (size_t i = 0; i < memory.blocks.size(); ++i) {
-      if (memory.blocks[i] != static_cast<char>(i * 7 >> 3)) {
-        std::cerr << "wrong byte " << i << "\n";
-        return 1;
-      }
+    if (flags.Number("scattered") == 0 && !memory.Holds()) {
+      std::cerr << "wrong bytes arrived\n";
+      return 1;
     }
   }
   const auto probe = LinkProbe::Create(transport->get());
@@ -247,9 +353,14 @@ int Import(const Flags& flags, int commands, FILE* answers) {
   const auto link = probe->MeasureAndWait(
       peer,
       {.message_bytes = message_bytes,
-       .messages = static_cast<int32_t>(std::clamp<size_t>((256 << 20) / message_bytes, 4, 256))});
+       .messages = static_cast<int32_t>(std::clamp<size_t>((1 << 30) / message_bytes, 4, 256))});
   std::vector<double> perftest;
-  for (int i = 0; i < 3; ++i) perftest.push_back(PerftestBandwidth(flags, message_bytes, 4));
+  const auto in_flight = static_cast<int>(flags.Number("in_flight"));
+  for (int i = 0; i < 3; ++i) {
+    perftest.push_back(PerftestBandwidth(flags, message_bytes, in_flight));
+  }
+  const double copy_seconds = memory.CopySeconds();
+  const double copy_bytes = static_cast<double>(memory.regions.blocks_bytes()) / 2;
 
   const double rate = Median(rates);
   const double reference = Median(perftest);
@@ -259,9 +370,16 @@ int Import(const Flags& flags, int commands, FILE* answers) {
       {"machine", ProcessorName()},
       {"ucx", UcxVersion()},
       {"transports", flags.Text("transports")},
+      {"device", flags.Text("device")},
+      {"preset", flags.Text("preset")},
+      {"path", link.ok() ? std::string(Name(link->path)) : "unknown"},
+      {"connection", link.ok() ? link->connection : ""},
+      {"in_flight", in_flight},
       {"message_bytes", message_bytes},
       {"checksum", options.checksum},
-      {"crc32c", Crc32cHasHardware() ? "sse4.2" : "portable"},
+      {"crc32c", transport_options.device != nullptr ? "kernel"
+                 : Crc32cHasHardware()               ? "sse4.2"
+                                                     : "portable"},
       {"scattered", flags.Number("scattered") != 0},
       {"tokens", tokens},
       {"handoff_bytes", layout.HandoffBytes(tokens)},
@@ -273,6 +391,7 @@ int Import(const Flags& flags, int commands, FILE* answers) {
       {"probe_latency_us", link.ok() ? link->latency_us : 0.0},
       {"perftest_gb_per_second", reference / 1e9},
       {"ratio_to_perftest", reference > 0 ? rate / reference : 0.0},
+      {"device_copy_gb_per_second", copy_seconds > 0 ? copy_bytes / copy_seconds / 1e9 : 0.0},
   };
   std::cout << row.dump() << std::endl;
   if (!flags.Text("out").empty())

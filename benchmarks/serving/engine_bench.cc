@@ -1,151 +1,119 @@
-// hyserve-engine-bench: prefill and decode tokens per second of one engine at given depths.
+// hyserve-engine-bench: prefill and decode of one engine with random weights, at given depths.
 //
-// For every depth one sequence is computed from nothing: prefill speed over the last chunk before the
-// depth ("at depth") and over the whole prompt, then decode speed of the tokens after it. Weights and
-// prompt are random; figures are medians over repetitions. One JSON line per depth.
+//   hyserve-engine-bench --preset 0.3b --depths 1024,4096,16384
+//   hyserve-engine-bench --preset 7b --device cuda --kv-memory-gib 90 --chunk-tokens 8192
+//                        --depths 8192,32768 --batches 1,8,32
+//
+// --batches adds decode of batches at every depth (see MeasureDecode). One JSON line per figure; the
+// first names the engine and the copy bandwidth of its memory, measured in the same process.
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <memory>
-#include <mutex>
-#include <random>
 #include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "engine/runtime/engine.h"
+#include "benchmarks/serving/engine_cases.h"
 #include "services/cli/args.h"
 
 namespace hyserve::benchmarks {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// Times of one sequence.
-class Recorder : public runtime::EventSink {
- public:
-  void OnAdmitted(const runtime::KvBlocks&, int32_t) override { Mark(0); }
-  void OnPrefillProgress(int32_t computed_tokens) override { Mark(computed_tokens); }
-  void OnTokens(int32_t, const std::vector<sampling::SampledToken>& tokens) override {
-    std::lock_guard lock(mutex_);
-    if (tokens_ == 0) first_token_ = Clock::now();
-    tokens_ += static_cast<int>(tokens.size());
-    last_token_ = Clock::now();
+absl::StatusOr<std::vector<int>> Numbers(const std::string& name, const std::string& text) {
+  std::vector<int> numbers;
+  for (const auto& word : absl::StrSplit(text, ',', absl::SkipEmpty())) {
+    int number = 0;
+    if (!absl::SimpleAtoi(word, &number) || number < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", name, " must be whole numbers with commas between them"));
+    }
+    numbers.push_back(number);
   }
-  void OnFinished(const absl::Status& status, sampling::FinishReason, const runtime::Usage&) override {
-    std::lock_guard lock(mutex_);
-    status_ = status;
-    finished_ = true;
-    changed_.notify_all();
-  }
-  absl::Status Wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return finished_; });
-    return status_;
-  }
-  // Tokens per second of the whole prompt, of its last chunk, and of decoding.
-  double Prefill() const {
-    return (marks_.back().first - marks_.front().first) /
-           Seconds(marks_.back().second - marks_.front().second);
-  }
-  double LastChunk() const {
-    const auto& [tokens, time] = marks_[marks_.size() - 2];
-    return (marks_.back().first - tokens) / Seconds(marks_.back().second - time);
-  }
-  double Decode() const { return (tokens_ - 1) / Seconds(last_token_ - first_token_); }
-
- private:
-  static double Seconds(Clock::duration duration) {
-    return std::chrono::duration<double>(duration).count();
-  }
-  void Mark(int32_t tokens) {
-    std::lock_guard lock(mutex_);
-    marks_.emplace_back(tokens, Clock::now());
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<std::pair<int32_t, Clock::time_point>> marks_;
-  Clock::time_point first_token_, last_token_;
-  int tokens_ = 0;
-  bool finished_ = false;
-  absl::Status status_;
-};
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return numbers;
 }
 
-absl::Status RunDepth(runtime::Engine& engine, const std::string& preset, int depth, int decode_tokens,
-                      int repetitions) {
-  std::vector<double> prefill, last_chunk, decode;
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    std::mt19937 random(static_cast<unsigned>(depth + repetition));
-    runtime::SequenceRequest request;
-    request.id = static_cast<runtime::SequenceId>(depth) * 1000 + repetition + 1;
-    for (int i = 0; i < depth; ++i) {
-      request.prompt.push_back(static_cast<int32_t>(random() % engine.config().vocab_size));
-    }
-    request.sampling.temperature = 0;
-    request.sampling.max_tokens = decode_tokens + 1;
-    request.sampling.ignore_eos = true;
-    request.use_prefix_cache = false;
-    auto recorder = std::make_shared<Recorder>();
-    absl::Status status = engine.Submit(std::move(request), recorder);
-    if (status.ok()) status = recorder->Wait();
-    if (!status.ok()) return status;
-    prefill.push_back(recorder->Prefill());
-    last_chunk.push_back(recorder->LastChunk());
-    decode.push_back(recorder->Decode());
-  }
-  nlohmann::ordered_json row;
+void Print(const std::string& preset, nlohmann::ordered_json row) {
   row["preset"] = preset;
-  row["engine"] = engine.Description();
-  row["depth_tokens"] = depth;
-  row["prefill_tokens_per_second"] = Median(prefill);
-  row["prefill_last_chunk_tokens_per_second"] = Median(last_chunk);
-  row["decode_tokens_per_second"] = Median(decode);
-  row["repetitions"] = repetitions;
   std::puts(row.dump().c_str());
   std::fflush(stdout);
-  return absl::OkStatus();
 }
 
-absl::Status Run(const cli::Args& args) {
+struct Flags {
   runtime::EngineOptions options;
-  options.random_preset = args.Get("preset", "0.3b");
-  options.prefix_cache = false;
+  std::vector<int> depths;
+  std::vector<int> batches;
+  int decode_tokens = 32;
+  int repetitions = 3;
+};
+
+absl::StatusOr<Flags> ReadFlags(const cli::Args& args) {
+  Flags flags;
   const auto threads = args.GetInt("threads", 0, 0, 1024);
-  const auto chunk = args.GetInt("chunk-tokens", 512, 64, 1 << 16);
+  const auto chunk = args.GetInt("chunk-tokens", 512, 64, 1 << 20);
   const auto decode_tokens = args.GetInt("decode-tokens", 32, 1, 1 << 16);
-  const auto repetitions = args.GetInt("repetitions", 3, 1, 100);
+  const auto repetitions = args.GetInt("repetitions", 3, 0, 100);
+  const auto kv_memory = args.GetInt("kv-memory-gib", 3, 1, 1 << 20);
+  const auto depths = Numbers("depths", args.Get("depths", "1024,4096,16384"));
+  const auto batches = Numbers("batches", args.Get("batches", ""));
   for (const absl::Status& status :
-       {threads.status(), chunk.status(), decode_tokens.status(), repetitions.status()}) {
+       {threads.status(), chunk.status(), decode_tokens.status(), repetitions.status(),
+        kv_memory.status(), depths.status(), batches.status()}) {
     if (!status.ok()) return status;
   }
+  flags.depths = *depths;
+  flags.batches = *batches;
+  flags.decode_tokens = static_cast<int>(*decode_tokens);
+  flags.repetitions = static_cast<int>(*repetitions);
+  runtime::EngineOptions& options = flags.options;
+  options.random_preset = args.Get("preset", "0.3b");
+  options.prefix_cache = false;
+  options.device.name = args.Get("device", "cpu");
   options.device.num_threads = static_cast<int>(*threads);
   options.device.isa = args.Get("isa", "auto");
   options.chunk_tokens = static_cast<int32_t>(*chunk);
-  options.max_sequences = 1;
+  options.max_sequences =
+      flags.batches.empty() ? 1 : *std::max_element(flags.batches.begin(), flags.batches.end());
   options.snapshot_slabs = 0;
-  options.kv_memory_bytes = int64_t{3} << 30;
-  const absl::StatusOr<std::unique_ptr<runtime::Engine>> engine =
-      runtime::Engine::Create(options, nullptr);
+  options.kv_memory_bytes = *kv_memory << 30;
+  return flags;
+}
+
+absl::Status Run(const cli::Args& args) {
+  const absl::StatusOr<Flags> flags = ReadFlags(args);
+  if (!flags.ok()) return flags.status();
+  const std::string& preset = flags->options.random_preset;
+  const auto device = tensor::Device::Create(flags->options.device);
+  if (!device.ok()) return device.status();
+  const absl::StatusOr<double> copy = MeasureCopyBandwidth(**device);
+  if (!copy.ok()) return copy.status();
+  const auto engine = runtime::Engine::Create(flags->options, nullptr);
   if (!engine.ok()) return engine.status();
-  for (const auto& word : absl::StrSplit(args.Get("depths", "1024,4096,16384"), ',')) {
-    int depth = 0;
-    if (!absl::SimpleAtoi(word, &depth) || depth < 1) {
-      return absl::InvalidArgumentError("--depths must be whole numbers with commas between them");
+  if (!flags->batches.empty()) {
+    if (absl::Status status = FillPool(**device, **engine); !status.ok()) return status;
+  }
+  Print(preset, {{"engine", (*engine)->Description()},
+                 {"copy_gigabytes_per_second", *copy / 1e9},
+                 {"chunk_tokens", flags->options.chunk_tokens}});
+  for (const int depth : flags->depths) {
+    if (flags->repetitions > 0) {
+      auto row = MeasurePrefill(**engine, depth, flags->decode_tokens, flags->repetitions);
+      if (!row.ok()) return row.status();
+      Print(preset, *std::move(row));
     }
-    const absl::Status status =
-        RunDepth(**engine, options.random_preset, depth, static_cast<int>(*decode_tokens),
-                 static_cast<int>(*repetitions));
-    if (!status.ok()) return status;
+    for (const int batch : flags->batches) {
+      auto row = MeasureDecode(**engine, depth, batch, flags->decode_tokens);
+      if (absl::IsResourceExhausted(row.status()) || absl::IsDeadlineExceeded(row.status())) {
+        Print(preset, {{"depth_tokens", depth}, {"batch", batch}, {"error", "the pool is too small"}});
+        continue;
+      }
+      if (!row.ok()) return row.status();
+      (*row)["of_copy_bandwidth"] = (*row)["gigabytes_per_second"].get<double>() * 1e9 / *copy;
+      Print(preset, *std::move(row));
+    }
   }
   return absl::OkStatus();
 }
@@ -156,8 +124,8 @@ absl::Status Run(const cli::Args& args) {
 int main(int argc, char** argv) {
   const auto args = hyserve::cli::Args::Parse(
       std::vector<std::string>(argv + 1, argv + argc),
-      {.options = {"preset", "threads", "isa", "chunk-tokens", "depths", "decode-tokens",
-                   "repetitions"}});
+      {.options = {"preset", "device", "threads", "isa", "chunk-tokens", "depths", "batches",
+                   "decode-tokens", "repetitions", "kv-memory-gib"}});
   const absl::Status status = args.ok() ? hyserve::benchmarks::Run(*args) : args.status();
   if (status.ok()) return 0;
   std::fprintf(stderr, "hyserve-engine-bench: %s\n", std::string(status.message()).c_str());

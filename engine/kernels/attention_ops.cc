@@ -51,7 +51,7 @@ absl::Status Rotary(Device& device, const RotaryParams& params) {
   check.Require(params.rotary_dim == 0 || params.positions != nullptr || params.x.rows == 0,
                 "no positions");
   if (!check.ok()) return check.status();
-  return Dispatch(device, "Rotary", cpu::Rotary, params);
+  return Dispatch(device, "Rotary", cpu::Rotary, cuda::Rotary, params);
 }
 
 absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params) {
@@ -65,7 +65,7 @@ absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params) {
       .Matrix("k", params.k, rows, static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim, dtype)
       .Matrix("v", params.v, rows, static_cast<int64_t>(kv.num_kv_heads) * kv.v_head_dim, dtype);
   if (!check.ok()) return check.status();
-  return Dispatch(device, "AppendPagedKv", cpu::AppendPagedKv, params);
+  return Dispatch(device, "AppendPagedKv", cpu::AppendPagedKv, cuda::AppendPagedKv, params);
 }
 
 absl::Status PrepareWindowKv(Device& device, const PrepareWindowKvParams& params) {
@@ -81,7 +81,7 @@ absl::Status PrepareWindowKv(Device& device, const PrepareWindowKvParams& params
       .Matrix("step_k", params.step_k, rows, params.k.cols, params.step_k.dtype)
       .Matrix("step_v", params.step_v, rows, params.v.cols, params.step_k.dtype);
   if (!check.ok()) return check.status();
-  return Dispatch(device, "PrepareWindowKv", cpu::PrepareWindowKv, params);
+  return Dispatch(device, "PrepareWindowKv", cpu::PrepareWindowKv, cuda::PrepareWindowKv, params);
 }
 
 absl::Status StoreWindowKv(Device& device, const StoreWindowKvParams& params) {
@@ -95,7 +95,7 @@ absl::Status StoreWindowKv(Device& device, const StoreWindowKvParams& params) {
       .Matrix("step_v", params.step_v, rows,
               static_cast<int64_t>(ring.num_kv_heads) * ring.v_head_dim, ring.dtype);
   if (!check.ok()) return check.status();
-  return Dispatch(device, "StoreWindowKv", cpu::StoreWindowKv, params);
+  return Dispatch(device, "StoreWindowKv", cpu::StoreWindowKv, cuda::StoreWindowKv, params);
 }
 
 absl::Status FullAttention(Device& device, const FullAttentionParams& params) {
@@ -120,7 +120,7 @@ absl::Status FullAttention(Device& device, const FullAttentionParams& params) {
   check.Require(params.block_scores == nullptr || params.scores_stride >= blocks,
                 "scores_stride must cover the blocks of max_context");
   if (!check.ok()) return check.status();
-  return Dispatch(device, "FullAttention", cpu::FullAttention, params);
+  return Dispatch(device, "FullAttention", cpu::FullAttention, cuda::FullAttention, params);
 }
 
 absl::Status WindowSparseAttention(Device& device, const WindowSparseAttentionParams& params) {
@@ -156,7 +156,8 @@ absl::Status WindowSparseAttention(Device& device, const WindowSparseAttentionPa
     check_gate("sparse_gate", params.sparse_gate);
   }
   if (!check.ok()) return check.status();
-  return Dispatch(device, "WindowSparseAttention", cpu::WindowSparseAttention, params);
+  return Dispatch(device, "WindowSparseAttention", cpu::WindowSparseAttention,
+                  cuda::WindowSparseAttention, params);
 }
 
 }  // namespace hyserve::kernels

@@ -4,12 +4,19 @@
 
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/tensor/cpu_device.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/thread_pool.h"
+#ifdef HYSERVE_CUDA
+#include "engine/kernels/cuda/cuda_ops.h"
+#else
+#include "engine/kernels/cuda/no_cuda_ops.h"
+#endif
 
 namespace hyserve::kernels {
 
@@ -18,13 +25,28 @@ inline absl::Status NoSuchDevice(std::string_view op) {
       absl::StrCat(std::string(op), ": this build has no implementation for the device"));
 }
 
-template <typename Params>
-absl::Status Dispatch(tensor::Device& device, std::string_view op,
-                      absl::Status (*on_cpu)(tensor::CpuDevice&, const Params&),
-                      const Params& params) {
-  if (device.kind() != tensor::DeviceKind::kCpu) return NoSuchDevice(op);
-  const tensor::ScopedFlushDenormals flush_denormals;
-  return on_cpu(static_cast<tensor::CpuDevice&>(device), params);
+// Result is absl::Status or absl::StatusOr; on_cuda is null in a build without CUDA.
+template <typename Result, typename Params, typename OnCuda>
+Result Dispatch(tensor::Device& device, std::string_view op,
+                Result (*on_cpu)(tensor::CpuDevice&, Params), OnCuda on_cuda,
+                const std::type_identity_t<std::remove_cvref_t<Params>>& params) {
+  switch (device.kind()) {
+    case tensor::DeviceKind::kCpu: {
+      const tensor::ScopedFlushDenormals flush_denormals;
+      return on_cpu(static_cast<tensor::CpuDevice&>(device), params);
+    }
+    case tensor::DeviceKind::kCuda:
+#ifdef HYSERVE_CUDA
+      if constexpr (!std::is_null_pointer_v<OnCuda>) {
+        auto& cuda_device = static_cast<tensor::CudaDevice&>(device);
+        const absl::Status current = tensor::CudaStatus(cudaSetDevice(cuda_device.ordinal()), op);
+        if (!current.ok()) return current;
+        return on_cuda(cuda_device, params);
+      }
+#endif
+      break;
+  }
+  return NoSuchDevice(op);
 }
 
 }  // namespace hyserve::kernels

@@ -20,8 +20,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(Device& device,
         .Matrix("every part", part, part.rows, host_parts[0].cols, host_parts[0].dtype);
   }
   if (!check.ok()) return check.status();
-  if (device.kind() != tensor::DeviceKind::kCpu) return NoSuchDevice("PackMatrix");
-  return cpu::PackMatrix(static_cast<tensor::CpuDevice&>(device), host_parts);
+  return Dispatch(device, "PackMatrix", cpu::PackMatrix, cuda::PackMatrix, host_parts);
 }
 
 absl::Status EmbedTokens(Device& device, const EmbedTokensParams& params) {
@@ -31,7 +30,7 @@ absl::Status EmbedTokens(Device& device, const EmbedTokensParams& params) {
       .Matrix("out", params.out, params.out.rows, params.table.cols, device.activation_dtype())
       .Require(params.token_ids != nullptr || params.out.rows == 0, "no token ids");
   if (!check.ok()) return check.status();
-  return Dispatch(device, "EmbedTokens", cpu::EmbedTokens, params);
+  return Dispatch(device, "EmbedTokens", cpu::EmbedTokens, cuda::EmbedTokens, params);
 }
 
 absl::Status AddRmsNorm(Device& device, const AddRmsNormParams& params) {
@@ -46,7 +45,7 @@ absl::Status AddRmsNorm(Device& device, const AddRmsNormParams& params) {
         .Require(params.weight != nullptr, "no weight");
   }
   if (!check.ok()) return check.status();
-  return Dispatch(device, "AddRmsNorm", cpu::AddRmsNorm, params);
+  return Dispatch(device, "AddRmsNorm", cpu::AddRmsNorm, cuda::AddRmsNorm, params);
 }
 
 absl::Status Linear(Device& device, const LinearParams& params) {
@@ -59,7 +58,7 @@ absl::Status Linear(Device& device, const LinearParams& params) {
                device.activation_dtype())
       .Matrix("y", params.y, params.x.rows, params.weight->out_features(), y_dtype);
   if (!check.ok()) return check.status();
-  return Dispatch(device, "Linear", cpu::Linear, params);
+  return Dispatch(device, "Linear", cpu::Linear, cuda::Linear, params);
 }
 
 absl::Status SwiGlu(Device& device, const SwiGluParams& params) {
@@ -68,7 +67,7 @@ absl::Status SwiGlu(Device& device, const SwiGluParams& params) {
   check.Matrix("out", params.out, params.gate_up.rows, params.out.cols, dtype)
       .Matrix("gate_up", params.gate_up, params.gate_up.rows, 2 * params.out.cols, dtype);
   if (!check.ok()) return check.status();
-  return Dispatch(device, "SwiGlu", cpu::SwiGlu, params);
+  return Dispatch(device, "SwiGlu", cpu::SwiGlu, cuda::SwiGlu, params);
 }
 
 absl::Status GatherRows(Device& device, const GatherRowsParams& params) {
@@ -77,7 +76,15 @@ absl::Status GatherRows(Device& device, const GatherRowsParams& params) {
       .Matrix("out", params.out, params.out.rows, params.x.cols, params.x.dtype)
       .Require(params.rows != nullptr || params.out.rows == 0, "no row indices");
   if (!check.ok()) return check.status();
-  return Dispatch(device, "GatherRows", cpu::GatherRows, params);
+  return Dispatch(device, "GatherRows", cpu::GatherRows, cuda::GatherRows, params);
+}
+
+absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params) {
+  ShapeCheck check("ArgmaxRows");
+  check.Matrix("x", params.x, params.x.rows, params.x.cols, DType::kF32)
+      .Require(params.token_ids != nullptr || params.x.rows == 0, "no place for the token ids");
+  if (!check.ok()) return check.status();
+  return Dispatch(device, "ArgmaxRows", cpu::ArgmaxRows, cuda::ArgmaxRows, params);
 }
 
 absl::Status MixtureOfExperts(Device& device, const MoeParams& params) {
@@ -105,7 +112,8 @@ absl::Status MixtureOfExperts(Device& device, const MoeParams& params) {
                   "gate_up must be [2 * intermediate, hidden], down [hidden, intermediate]");
   }
   if (!check.ok()) return check.status();
-  return Dispatch(device, "MixtureOfExperts", cpu::MixtureOfExperts, params);
+  return Dispatch(device, "MixtureOfExperts", cpu::MixtureOfExperts, cuda::MixtureOfExperts,
+                  params);
 }
 
 }  // namespace hyserve::kernels

@@ -90,6 +90,14 @@ struct GatherRowsParams {
 };
 absl::Status GatherRows(Device& device, const GatherRowsParams& params);
 
+// token_ids[i] = index of the largest of x[i], lower index first; NaN counts as minus infinity; -1 when
+// no value is above minus infinity.
+struct ArgmaxRowsParams {
+  TensorView x;                  // [num_rows, cols], f32
+  int32_t* token_ids = nullptr;  // device, [num_rows]
+};
+absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params);
+
 // Mixture of experts with a sigmoid router:
 //   s = sigmoid(logits); chosen = top k of s + correction_bias (ties: lower index);
 //   w = s[chosen], divided by their sum if normalize, times scaling_factor;

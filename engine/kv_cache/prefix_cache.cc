@@ -111,7 +111,7 @@ PrefixCache::Hit PrefixCache::Acquire(std::span<const Hash128> keys,
   const Node* parent = nullptr;
   for (int64_t block = 0; block < limit; ++block) {
     Node* node = Find(keys[block], parent, BlockTokens(tokens, block));
-    if (node == nullptr) break;
+    if (node == nullptr || node->distrusted) break;
     path.push_back(node);
     if (!options_.needs_snapshots || node->snapshot != kNoSlab) restorable = path.size();
     parent = node;
@@ -158,6 +158,8 @@ void PrefixCache::Publish(std::span<const Hash128> keys, std::span<const int32_t
   for (int64_t block = 0; block < count; ++block) {
     const std::span<const int32_t> block_tokens = BlockTokens(tokens, block);
     Node* node = Find(keys[block], parent, block_tokens);
+    // Under a name that may not be trusted nothing is known until its last holder is gone.
+    if (node != nullptr && node->distrusted) return;
     if (node != nullptr) {
       const bool mine = node->block == blocks[block] ||
                         std::find(held->begin(), held->end(), node->block) != held->end();
@@ -188,7 +190,7 @@ std::optional<SlabId> PrefixCache::AddSnapshot(std::span<const Hash128> keys, in
     return std::nullopt;
   }
   const auto found = nodes_.find(keys[num_tokens / kTokensPerBlock - 1]);
-  if (found == nodes_.end()) return std::nullopt;
+  if (found == nodes_.end() || found->second->distrusted) return std::nullopt;
   Node* node = found->second.get();
   HYSERVE_CHECK(IsHeld(*node));
   if (node->snapshot != kNoSlab) {
@@ -225,6 +227,33 @@ void PrefixCache::DropSnapshot(SlabId slab) {
   }
 }
 
+void PrefixCache::Distrust(std::span<const Hash128> keys, std::span<const int32_t> tokens) {
+  Node* parent = nullptr;
+  for (size_t block = 0; block < keys.size(); ++block) {
+    Node* node = Find(keys[block], parent, BlockTokens(tokens, static_cast<int64_t>(block)));
+    if (node == nullptr) break;
+    node->distrusted = true;
+    parent = node;
+  }
+  if (parent == nullptr) return;
+  // Rare enough to look at everything. By name, because settling one node may remove others.
+  std::vector<Hash128> names;
+  for (const auto& [name, node] : nodes_) {
+    bool reached = false;
+    for (const Node* above = node.get(); above != nullptr; above = above->parent) {
+      reached |= above->distrusted;
+    }
+    if (!reached) continue;
+    node->distrusted = true;
+    FreeSnapshot(node.get());
+    names.push_back(name);
+  }
+  for (const Hash128& name : names) {
+    const auto found = nodes_.find(name);
+    if (found != nodes_.end()) Settle(found->second.get());
+  }
+}
+
 void PrefixCache::Clear() {
   while (!snapshots_.empty()) DropSnapshot(snapshots_.begin()->second->snapshot);
   while (!evictable_.empty()) Remove(evictable_.begin()->second);
@@ -246,6 +275,7 @@ absl::Status PrefixCache::CheckInvariants() const {
     if (node->parent != nullptr) {
       ++children[node->parent];
       if (IsHeld(*node) && !IsHeld(*node->parent)) return bad("is held, its parent is not");
+      if (node->parent->distrusted && !node->distrusted) return bad("is trusted, its parent is not");
     }
     if (IsUnreachable(*node)) return bad("cannot be restored");
     const bool leaf = node->children == 0 && !IsHeld(*node);

@@ -87,6 +87,11 @@ class PrefixCache {
   // The copy into `slab` failed: its node can no longer be restored. No effect on other slabs.
   void DropSnapshot(SlabId slab);
 
+  // What a sequence with these keys and tokens read and wrote may be wrong: nothing of it, nor what
+  // others put behind it, is found again. Who holds it keeps it; what nobody holds is forgotten at
+  // once, the rest with its last holder.
+  void Distrust(std::span<const Hash128> keys, std::span<const int32_t> tokens);
+
   // Forgets everything that no sequence holds, and all snapshots.
   void Clear();
 
@@ -105,6 +110,7 @@ class PrefixCache {
     SlabId snapshot = kNoSlab;
     uint64_t used_at = 0;      // of the block, when it was last given back
     uint64_t restored_at = 0;  // of the snapshot
+    bool distrusted = false;   // and so are all its descendants
     std::array<int32_t, kTokensPerBlock> tokens;
   };
   using Order = std::set<std::pair<uint64_t, Node*>>;
@@ -112,8 +118,8 @@ class PrefixCache {
   Node* Find(const Hash128& key, const Node* parent, std::span<const int32_t> tokens) const;
   bool IsHeld(const Node& node) const { return blocks_->references(node.block) > 0; }
   bool IsUnreachable(const Node& node) const {
-    return options_.needs_snapshots && node.children == 0 && node.snapshot == kNoSlab &&
-           !IsHeld(node);
+    return node.children == 0 && !IsHeld(node) &&
+           (node.distrusted || (options_.needs_snapshots && node.snapshot == kNoSlab));
   }
   void Hold(Node* node);
   void TouchSnapshot(Node* node);

@@ -83,9 +83,10 @@ absl::Status AppendKv(StepContext& step, int layer, const Projected& projected) 
     return status;
   }
   if (!step.on_layer_kv_ready) return absl::OkStatus();
-  if (absl::Status status = step.device.Synchronize(); !status.ok()) return status;
-  step.on_layer_kv_ready(layer_slot);
-  return absl::OkStatus();
+  const absl::StatusOr<int64_t> marker = step.device.Mark();
+  if (!marker.ok()) return marker.status();
+  step.pending_layers.push_back({layer_slot, *marker});
+  return AnnounceReadyLayers(step);
 }
 
 // Attention of a full layer and its output projection, for the rows of `batch`.

@@ -1,5 +1,7 @@
 #include "engine/model/forward.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -55,6 +57,8 @@ class HySparseModel final : public Model {
                             chosen_plan_.batch().num_rows == plan_.batch().num_rows,
                         .selections = std::vector<int32_t*>(layout_.oracle_slots.size())};
     if (absl::Status status = RunLayers(step, output); !status.ok()) return status;
+    if (absl::Status status = AnnounceAllLayers(step); !status.ok()) return status;
+    if (absl::Status status = CopyLogits(input, output); !status.ok()) return status;
     return CopySelections(input, step, output);
   }
 
@@ -72,7 +76,8 @@ class HySparseModel final : public Model {
   absl::StatusOr<TensorView> Choose(const StepContext& step, Workspace::Slot slot,
                                     const TensorView& rows);
   absl::Status RunLastFullLayer(StepContext& step, int layer, Stream& stream);
-  absl::Status ComputeLogits(StepContext& step, Stream& stream, StepOutput* output);
+  absl::Status ComputeLogits(StepContext& step, Stream& stream);
+  absl::Status CopyLogits(const StepInput& input, StepOutput* output);
   absl::Status CopySelections(const StepInput& input, const StepContext& step,
                               StepOutput* output);
 
@@ -85,6 +90,7 @@ class HySparseModel final : public Model {
   attention::AttentionPlan plan_;         // all rows
   attention::AttentionPlan chosen_plan_;  // rows whose logits are wanted
   attention::StagedArray ids_;            // token ids of all rows, then the chosen rows
+  TensorView logits_;                     // of this step, on the device
 };
 
 absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
@@ -98,7 +104,10 @@ absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
     all.push_back({num_rows, sequence.first_position, sequence.blocks, sequence.slab});
     int32_t skipped = 0;
     if (sequence.logits == SequenceRows::Logits::kNone) skipped = num_rows;
-    if (sequence.logits == SequenceRows::Logits::kLast) skipped = num_rows - 1;
+    if (sequence.logits == SequenceRows::Logits::kLast ||
+        sequence.logits == SequenceRows::Logits::kGreedy) {
+      skipped = num_rows - 1;
+    }
     if (skipped < num_rows) {
       chosen.push_back({num_rows - skipped, sequence.first_position + skipped, sequence.blocks,
                         sequence.slab});
@@ -161,6 +170,8 @@ absl::Status HySparseModel::RunLayers(StepContext& step, StepOutput* output) {
     return status;
   }
   output->logits.clear();
+  output->greedy_tokens.clear();
+  logits_ = TensorView();
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
     const LayerWeights& weights = weights_.layers[layer];
     const bool last = layer == config_.num_layers() - 1;
@@ -186,7 +197,7 @@ absl::Status HySparseModel::RunLayers(StepContext& step, StepOutput* output) {
     if (!delta.ok()) return delta.status();
     stream.delta = *delta;
   }
-  return ComputeLogits(step, stream, output);
+  return ComputeLogits(step, stream);
 }
 
 // Leaves the stream with the chosen rows only.
@@ -210,7 +221,7 @@ absl::Status HySparseModel::RunLastFullLayer(StepContext& step, int layer, Strea
   return absl::OkStatus();
 }
 
-absl::Status HySparseModel::ComputeLogits(StepContext& step, Stream& stream, StepOutput* output) {
+absl::Status HySparseModel::ComputeLogits(StepContext& step, Stream& stream) {
   if (stream.hidden.rows != step.num_chosen()) {
     const absl::StatusOr<TensorView> hidden =
         Choose(step, Workspace::kChosenHidden, stream.hidden);
@@ -223,23 +234,40 @@ absl::Status HySparseModel::ComputeLogits(StepContext& step, Stream& stream, Ste
       Normalise(Workspace::kChosenNormed, stream, weights_.final_norm);
   if (!normed.ok()) return normed.status();
 
-  output->logits.resize(step.num_chosen() * int64_t{config_.vocab_size});
-  const bool on_host = device_.kind() == tensor::DeviceKind::kCpu;
-  TensorView logits = {output->logits.data(), tensor::DType::kF32, step.num_chosen(),
-                       config_.vocab_size, config_.vocab_size};
-  if (!on_host) {
-    const absl::StatusOr<TensorView> on_device = workspace_.Get(
-        Workspace::kLogits, tensor::DType::kF32, step.num_chosen(), config_.vocab_size);
-    if (!on_device.ok()) return on_device.status();
-    logits = *on_device;
+  const absl::StatusOr<TensorView> logits = workspace_.Get(
+      Workspace::kLogits, tensor::DType::kF32, step.num_chosen(), config_.vocab_size);
+  if (!logits.ok()) return logits.status();
+  logits_ = *logits;
+  return kernels::Linear(device_, {.x = *normed, .weight = weights_.logits.get(), .y = logits_});
+}
+
+// After the layers are announced, because it waits for the whole step.
+absl::Status HySparseModel::CopyLogits(const StepInput& input, StepOutput* output) {
+  using Logits = SequenceRows::Logits;
+  const auto wanted = [&](std::initializer_list<Logits> kinds) {
+    return std::any_of(input.sequences.begin(), input.sequences.end(),
+                       [&](const SequenceRows& sequence) {
+                         return std::find(kinds.begin(), kinds.end(), sequence.logits) !=
+                                kinds.end();
+                       });
+  };
+  if (logits_.empty()) return absl::OkStatus();
+  if (wanted({Logits::kGreedy})) {
+    const absl::StatusOr<TensorView> tokens =
+        workspace_.Get(Workspace::kGreedyTokens, tensor::DType::kI32, 1, logits_.rows);
+    if (!tokens.ok()) return tokens.status();
+    output->greedy_tokens.resize(logits_.rows);
+    absl::Status status = kernels::ArgmaxRows(
+        device_, {.x = logits_, .token_ids = tokens->Row<int32_t>(0)});
+    if (status.ok()) {
+      status = device_.CopyToHost(output->greedy_tokens.data(), tokens->data,
+                                  output->greedy_tokens.size() * sizeof(int32_t));
+    }
+    if (!status.ok()) return status;
   }
-  if (absl::Status status = kernels::Linear(
-          device_, {.x = *normed, .weight = weights_.logits.get(), .y = logits});
-      !status.ok()) {
-    return status;
-  }
-  if (on_host) return absl::OkStatus();
-  return device_.CopyToHost(output->logits.data(), logits.data,
+  if (!wanted({Logits::kLast, Logits::kAll})) return absl::OkStatus();
+  output->logits.resize(logits_.rows * logits_.cols);
+  return device_.CopyToHost(output->logits.data(), logits_.data,
                             output->logits.size() * sizeof(float));
 }
 

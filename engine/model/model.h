@@ -27,26 +27,31 @@ struct SequenceRows {
   int32_t first_position = 0;          // tokens of the sequence that are cached already
   std::span<const int32_t> blocks;     // blocks of the sequence, enough for first_position + rows
   int32_t slab = -1;                   // its slab; -1 when the model has no window layers
-  // Logits wanted: of none, of the last row, or of every row (prompt logprobs: turns row pruning of
-  // the last layer off for this sequence).
-  enum class Logits : uint8_t { kNone, kLast, kAll } logits = Logits::kNone;
+  // Wanted: nothing, the best token of the last row (StepOutput::greedy_tokens), the logits of the
+  // last row, or those of every row (prompt logprobs: turns row pruning of the last layer off for
+  // this sequence).
+  enum class Logits : uint8_t { kNone, kGreedy, kLast, kAll } logits = Logits::kNone;
   // Ask for the selection of the last row (hand-off self-check); see StepOutput::selections.
   bool want_selection = false;
 };
 
 struct StepInput {
   std::vector<SequenceRows> sequences;
-  // Called on the engine thread as soon as the keys and values of this step's rows of a full layer
-  // are final in the pages (on a device with a stream: synchronised). `layer_slot` is the position
+  // Called on the engine thread, in the order of the layers, once the keys and values of this step's
+  // rows of a full layer are final in the pages, while later layers still compute. `layer_slot` is the position
   // in KvLayout::full_layers. May be null. Must not block.
   std::function<void(int layer_slot)> on_layer_kv_ready;
 };
 
 struct StepOutput {
   // f32 [num_logit_rows, vocab_size] in the order of the sequences' rows; row ranges in
-  // logit_row_begin: rows of sequence s are [logit_row_begin[s], logit_row_begin[s + 1]).
+  // logit_row_begin: rows of sequence s are [logit_row_begin[s], logit_row_begin[s + 1]); a kGreedy
+  // sequence has its row too. `logits` stays empty when no sequence wants logits.
   std::vector<float> logits;
   std::vector<int32_t> logit_row_begin;
+  // Per row of logits: the token with the largest logit, lower id first; -1 when no logit is above
+  // minus infinity. Empty unless a sequence is kGreedy.
+  std::vector<int32_t> greedy_tokens;
   // Per sequence that wanted it: [oracle slots][kv heads][selected_blocks] int32 ascending, padded
   // with -1; empty otherwise.
   std::vector<std::vector<int32_t>> selections;
@@ -79,7 +84,7 @@ class Model {
 
   // One step over ragged rows of several sequences. On success the pages and rings of every
   // sequence hold its rows. On an error (a device's) nothing is promised of the sequences of this
-  // step, others are untouched.
+  // step, others are untouched. RESOURCE_EXHAUSTED: memory did not suffice, later steps may succeed.
   virtual absl::Status Forward(const StepInput& input, attention::KvPool& pool,
                                StepOutput* output) = 0;
 };

@@ -75,4 +75,29 @@ absl::Status CheckStepInput(const StepInput& input, const ModelConfig& config,
   return absl::OkStatus();
 }
 
+absl::Status AnnounceReadyLayers(StepContext& step) {
+  while (!step.pending_layers.empty()) {
+    const int64_t marker = step.pending_layers.front().marker;
+    if (step.pending_layers.size() >= tensor::Device::kMarkers) {
+      if (absl::Status status = step.device.WaitFor(marker); !status.ok()) return status;
+    }
+    const absl::StatusOr<bool> reached = step.device.Reached(marker);
+    if (!reached.ok()) return reached.status();
+    if (!*reached) break;
+    step.on_layer_kv_ready(step.pending_layers.front().layer_slot);
+    step.pending_layers.pop_front();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AnnounceAllLayers(StepContext& step) {
+  while (!step.pending_layers.empty()) {
+    const StepContext::PendingLayer layer = step.pending_layers.front();
+    if (absl::Status status = step.device.WaitFor(layer.marker); !status.ok()) return status;
+    step.on_layer_kv_ready(layer.layer_slot);
+    step.pending_layers.pop_front();
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace hyserve::model

@@ -3,6 +3,7 @@
 #define HYSERVE_ENGINE_MODEL_STEP_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <span>
 #include <vector>
@@ -49,7 +50,19 @@ struct StepContext {
 
   // [num_rows][kv heads][selected_blocks] of each oracle, filled as the layers run.
   std::vector<int32_t*> selections;
+
+  // Full layers whose keys and values are enqueued but not announced yet.
+  struct PendingLayer {
+    int layer_slot = 0;
+    int64_t marker = 0;
+  };
+  std::deque<PendingLayer> pending_layers = {};
 };
+
+// Calls on_layer_kv_ready for the layers whose keys and values are final by now, in order.
+absl::Status AnnounceReadyLayers(StepContext& step);
+// Waits for the others too.
+absl::Status AnnounceAllLayers(StepContext& step);
 
 // INVALID_ARGUMENT for what would make an op read or write out of bounds: token ids, positions,
 // blocks and slabs outside of the model's and the pool's ranges, or no rows at all.

@@ -35,6 +35,7 @@ class Workspace {
     kChosenNormed,
     kChosenDelta,
     kLogits,
+    kGreedyTokens,
     kNumSlots
   };
 

@@ -38,6 +38,9 @@
 
 namespace hyserve::runtime {
 
+// Begins the message of Engine::health().
+inline constexpr char kDeviceFailed[] = "device_failed: ";
+
 using SequenceId = uint64_t;  // chosen by the caller, unique among live sequences of this engine
 
 enum class SequenceMode : uint8_t { kPrefill, kDecode, kLocal };
@@ -91,7 +94,8 @@ class EventSink {
   // Generated tokens in order; first_index counts generated tokens from 0.
   virtual void OnTokens(int32_t first_index, const std::vector<sampling::SampledToken>& tokens) {}
   // The end. status is OK for stop and length; CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED
-  // (never fits) or an engine error otherwise.
+  // (never fits, or the device's memory did not suffice for a step), UNAVAILABLE (Engine::health) or
+  // an engine error otherwise.
   virtual void OnFinished(const absl::Status& status, sampling::FinishReason reason,
                           const Usage& usage) {}
 };
@@ -103,7 +107,9 @@ struct EngineOptions {
   tensor::DType random_dtype = tensor::DType::kBF16;
   uint64_t random_seed = 0;
   model::ModelOptions model;
-  int64_t kv_memory_bytes = int64_t{1} << 30;  // blocks and slabs together
+  int64_t kv_memory_bytes = int64_t{1} << 30;  // blocks and slabs together, or
+  double kv_memory_share = 0;  // > 0: this part of the memory that the device has free once the
+                               // weights are loaded, but all save 1 GiB at most
   int64_t max_context_tokens = 0;              // 0: the model's max_position_embeddings
   int32_t max_sequences = 64;                  // also the number of slabs beside the cache's
   int32_t chunk_tokens = 1024;                 // prompt rows per step, a multiple of 64
@@ -157,6 +163,10 @@ class Engine {
   virtual const attention::KvPool& kv_pool() const = 0;
   virtual EngineLoad load() const = 0;
   virtual std::string Description() const = 0;  // device, model, parameters: for logs
+  // OK, or UNAVAILABLE "device_failed: ..." once the device is lost: it failed in a step and could
+  // not be synchronised afterwards. Then every sequence has ended with this status and every new one
+  // is refused with it; memory still is released. It does not become good again.
+  virtual absl::Status health() const = 0;
 
   // Prefill and local sequences. INVALID_ARGUMENT (prompt empty, id out of vocabulary, too long,
   // sampling rules), RESOURCE_EXHAUSTED (queue full, or can never fit), ALREADY_EXISTS. After an error

@@ -64,7 +64,9 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const EngineOptions& options,
                                                    StepObserver observer,
                                                    kv_cache::ReuseOrder reuse_order) {
   if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
-  auto budget = DivideKvMemory(options, model->layout());
+  const auto kv_memory_bytes = KvMemoryBytes(options, *device);
+  if (!kv_memory_bytes.ok()) return kv_memory_bytes.status();
+  auto budget = DivideKvMemory(options, *kv_memory_bytes, model->layout());
   if (!budget.ok()) return budget.status();
   auto pool = attention::KvPool::Create(*device, model->layout(), budget->num_blocks,
                                         budget->num_slabs);
@@ -113,6 +115,11 @@ std::string EngineLoop::Description() const {
                       " MiB)");
 }
 
+absl::Status EngineLoop::health() const {
+  absl::MutexLock lock(&load_mutex_);
+  return health_;
+}
+
 absl::Status EngineLoop::ValidateRequest(const SequenceRequest& request) const {
   const int32_t vocab_size = model_->config().vocab_size;
   if (request.prompt.empty()) return absl::InvalidArgumentError("prompt: must not be empty");
@@ -148,6 +155,7 @@ absl::Status EngineLoop::ValidateRequest(const SequenceRequest& request) const {
 }
 
 absl::Status EngineLoop::Add(SequenceRequest request, std::shared_ptr<EventSink> sink) {
+  if (absl::Status status = health(); !status.ok()) return status;
   if (absl::Status status = ValidateRequest(request); !status.ok()) return status;
   return queue_.Add(std::move(request), std::move(sink));
 }
@@ -179,6 +187,7 @@ void EngineLoop::Run() {
         queue_.Take(scheduler_.HasWork() ? absl::InfinitePast() : scheduler_.NextDeadline());
     for (Command& command : batch.commands) Apply(std::move(command));
     if (batch.stop) break;
+    FailAll();
     const StepPlan plan = scheduler_.PlanStep(absl::Now());
     PassOn();
     if (!batch.commands.empty()) PublishLoad();  // a step may be long: show what it works on
@@ -186,6 +195,7 @@ void EngineLoop::Run() {
     for (const auto& [id, status] : std::exchange(failed_restores_, {})) {
       scheduler_.Fail(id, status);
     }
+    FailAll();
     PassOn();
     PublishLoad();
   }
@@ -258,6 +268,7 @@ void EngineLoop::PassOn() {
         device_->CopyOnDevice(pool_->Slab(kv_cache::Index(copy.to)),
                               pool_->Slab(kv_cache::Index(copy.from)), layout().slab_bytes);
     if (status.ok()) continue;
+    CheckDevice(status);
     if (copy.kind == SlabCopy::Kind::kRestore) {
       failed_restores_.emplace(copy.id, status);
     } else {
@@ -303,7 +314,15 @@ void EngineLoop::Tell(const Event& event) {
 
 void EngineLoop::RunStep(const StepPlan& plan) {
   const absl::Time begin = absl::Now();
-  const auto outcomes = runner_.Run(plan, failed_restores_);
+  std::vector<scheduler::RowOutcome> outcomes(plan.rows.size());
+  if (health().ok()) outcomes = runner_.Run(plan, failed_restores_);
+  for (const scheduler::RowOutcome& outcome : outcomes) {
+    if (!outcome.status.ok()) CheckDevice(outcome.status);
+  }
+  // What a lost device has ended may be tried elsewhere, whatever the error said.
+  if (const absl::Status lost = health(); !lost.ok()) {
+    for (scheduler::RowOutcome& outcome : outcomes) outcome.status = lost;
+  }
   const absl::Time end = absl::Now();
   scheduler_.CompleteStep(plan, outcomes);
 
@@ -321,6 +340,20 @@ void EngineLoop::RunStep(const StepPlan& plan) {
              .seconds = seconds,
              .prefix_query_tokens = plan.prefix_query_tokens,
              .prefix_hit_tokens = plan.prefix_hit_tokens});
+}
+
+void EngineLoop::CheckDevice(const absl::Status& error) {
+  const absl::Status status = device_->Synchronize();
+  if (status.ok() || !health().ok()) return;
+  absl::MutexLock lock(&load_mutex_);
+  health_ = absl::UnavailableError(absl::StrCat(kDeviceFailed, error.message(), " (",
+                                                status.message(), ")"));
+}
+
+void EngineLoop::FailAll() {
+  const absl::Status lost = health();
+  if (lost.ok()) return;
+  for (const SequenceId id : scheduler_.ids()) scheduler_.Fail(id, lost);
 }
 
 void EngineLoop::PublishLoad() {

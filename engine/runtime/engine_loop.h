@@ -46,6 +46,7 @@ class EngineLoop final : public Engine {
   const attention::KvPool& kv_pool() const override { return *pool_; }
   EngineLoad load() const override;
   std::string Description() const override;
+  absl::Status health() const override;
   absl::Status Submit(SequenceRequest request, std::shared_ptr<EventSink> sink) override;
   absl::Status Reserve(SequenceRequest request, std::shared_ptr<EventSink> sink) override;
   void Resume(SequenceId id, int32_t first_token) override;
@@ -65,6 +66,10 @@ class EngineLoop final : public Engine {
   void PassOn();
   void Tell(const scheduler::Event& event);
   void RunStep(const scheduler::StepPlan& plan);
+  // Says whether the device outlived an error; if not, health() tells.
+  void CheckDevice(const absl::Status& error);
+  // After the device is lost.
+  void FailAll();
   void PublishLoad();
 
   const int64_t max_context_tokens_;
@@ -85,6 +90,7 @@ class EngineLoop final : public Engine {
 
   mutable absl::Mutex load_mutex_;
   EngineLoad load_ ABSL_GUARDED_BY(load_mutex_);
+  absl::Status health_ ABSL_GUARDED_BY(load_mutex_);  // written by the engine thread
 
   std::thread thread_;
 };

@@ -49,9 +49,10 @@ absl::Status StepRunner::Forward(const StepPlan& plan, const std::vector<size_t>
     sequence.first_position = rows.first_position;
     sequence.blocks = rows.blocks;
     sequence.slab = rows.slab;
-    sequence.logits = rows.wants_all_logits ? Logits::kAll
-                      : rows.samples_token  ? Logits::kLast
-                                            : Logits::kNone;
+    sequence.logits = rows.wants_all_logits                         ? Logits::kAll
+                      : rows.samples_token && IsPlainlyGreedy(rows.id) ? Logits::kGreedy
+                      : rows.samples_token                          ? Logits::kLast
+                                                                    : Logits::kNone;
     sequence.want_selection = rows.wants_selection;
     if (live(rows.id).mode == SequenceMode::kPrefill) {
       watchers.emplace_back(live(rows.id).sink.get(),
@@ -67,13 +68,39 @@ absl::Status StepRunner::Forward(const StepPlan& plan, const std::vector<size_t>
   return model_.Forward(input, pool_, &output_);
 }
 
+// Then the device chooses and the row of logits stays there: at 150,000 entries a row, copying them
+// costs more than the step of a small batch.
+bool StepRunner::IsPlainlyGreedy(SequenceId id) const {
+  const scheduler::Sequence& sequence = *scheduler_.Find(id);
+  return sampling::IsPlainlyGreedy(sequence.spec.sampling, sequence.generated_tokens());
+}
+
+absl::StatusOr<sampling::SampledToken> StepRunner::Sample(const PlannedRows& rows, size_t last_row,
+                                                          std::span<float> logits) {
+  if (!rows.wants_all_logits && IsPlainlyGreedy(rows.id)) {
+    const int32_t token = output_.greedy_tokens[last_row];
+    if (token < 0) return sampling::NoTokenPossible();
+    return sampling::SampledToken{.token_id = token};
+  }
+  const scheduler::Sequence* scheduled = scheduler_.Find(rows.id);
+  const LiveSequence& sequence = live(rows.id);
+  return sampler_.Sample(logits.last(static_cast<size_t>(model_.config().vocab_size)),
+                         {.params = &scheduled->spec.sampling,
+                          .penalties = &sequence.penalties,
+                          .eos_token_ids = model_.config().eos_token_ids,
+                          .index = scheduled->generated_tokens(),
+                          .random_offset = sequence.prior_generated_tokens});
+}
+
 RowOutcome StepRunner::Finish(const PlannedRows& rows, size_t slot) {
   LiveSequence& sequence = live(rows.id);
   const size_t vocab_size = static_cast<size_t>(model_.config().vocab_size);
   const size_t first_row = static_cast<size_t>(output_.logit_row_begin[slot]);
   const size_t num_rows = static_cast<size_t>(output_.logit_row_begin[slot + 1]) - first_row;
-  const std::span<float> logits =
-      std::span(output_.logits).subspan(first_row * vocab_size, num_rows * vocab_size);
+  std::span<float> logits;
+  if (!output_.logits.empty()) {
+    logits = std::span(output_.logits).subspan(first_row * vocab_size, num_rows * vocab_size);
+  }
 
   RowOutcome outcome;
   if (rows.wants_all_logits && rows.is_prompt) {
@@ -88,12 +115,7 @@ RowOutcome StepRunner::Finish(const PlannedRows& rows, size_t slot) {
       outcome.status = absl::InternalError("the model returned no logits");
       return outcome;
     }
-    const sampling::SamplingContext context{.params = &scheduled->spec.sampling,
-                                            .penalties = &sequence.penalties,
-                                            .eos_token_ids = model_.config().eos_token_ids,
-                                            .index = index,
-                                            .random_offset = sequence.prior_generated_tokens};
-    auto token = sampler_.Sample(logits.last(vocab_size), context);
+    auto token = Sample(rows, first_row + num_rows - 1, logits);
     if (!token.ok()) {
       outcome.status = token.status();
       return outcome;

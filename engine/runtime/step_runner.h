@@ -45,6 +45,10 @@ class StepRunner {
  private:
   // Rows of `plan` that take part, in the order of StepInput::sequences.
   absl::Status Forward(const scheduler::StepPlan& plan, const std::vector<size_t>& taking_part);
+  bool IsPlainlyGreedy(SequenceId id) const;
+  // `last_row` and `logits` are the rows' last row and their logits in output_.
+  absl::StatusOr<sampling::SampledToken> Sample(const scheduler::PlannedRows& rows,
+                                                size_t last_row, std::span<float> logits);
   scheduler::RowOutcome Finish(const scheduler::PlannedRows& rows, size_t slot);
   absl::Status SendPromptLogprobs(const scheduler::PlannedRows& rows, std::span<float> logits,
                                   const LiveSequence& live);

@@ -42,7 +42,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(std::span<float> logits,
 
   const auto best = std::max_element(logits.begin(), logits.end());
   if (best == logits.end() || *best == kMinusInfinity) {
-    return absl::InternalError("no token is possible: no logit is a finite number");
+    return NoTokenPossible();
   }
   SampledToken token;
   token.token_id = params.temperature == 0 ? static_cast<int32_t>(best - logits.begin())
@@ -138,6 +138,16 @@ int32_t Sampler::Draw(std::span<const float> logits, const SamplingContext& cont
     if (left < 0) break;
   }
   return last;
+}
+
+bool IsPlainlyGreedy(const SamplingParams& params, int32_t index) {
+  return params.temperature == 0 && params.num_logprobs < 0 && params.logit_bias.empty() &&
+         params.frequency_penalty == 0 && params.presence_penalty == 0 &&
+         params.repetition_penalty == 1 && index >= params.min_tokens;
+}
+
+absl::Status NoTokenPossible() {
+  return absl::InternalError("no token is possible: no logit is a finite number");
 }
 
 FinishReason FinishReasonOf(const SamplingParams& params, std::span<const int32_t> eos_token_ids,

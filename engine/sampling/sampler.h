@@ -54,6 +54,13 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
+// True when token `index` is just the one with the largest logit: temperature 0, no log-probabilities,
+// and nothing that changes the logits.
+bool IsPlainlyGreedy(const SamplingParams& params, int32_t index);
+
+// INTERNAL: no logit of a row is a finite number.
+absl::Status NoTokenPossible();
+
 // Why the sequence ends with the token of this index, or kNone. `max_tokens` may be less than
 // params.max_tokens (end of the context). End ids count from index min_tokens on; an id in
 // stop_token_ids goes before the model's own end tokens.

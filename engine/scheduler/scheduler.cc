@@ -229,6 +229,9 @@ void Scheduler::Finish(Sequence& sequence, const absl::Status& status, FinishRea
   if (status.ok() && before == State::kGenerating && !options_.has_window_layers) {
     PublishPrefix(sequence);
   }
+  // After an error of the device or of the numbers nothing is promised of what the sequence read
+  // and wrote: what it published or restored must not make others fail.
+  if (reason == FinishReason::kError) cache_.Distrust(sequence.keys, sequence.tokens);
   Event event{.kind = Event::Kind::kFinished, .id = sequence.spec.id, .gone = !keeps_memory};
   if (mode == Mode::kDecode && before == State::kWaiting) event.kind = Event::Kind::kRefused;
   event.status = status;

@@ -140,10 +140,4 @@ absl::Status CpuDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Device>> Device::Create(const DeviceOptions& options) {
-  if (options.name == "cpu") return CpuDevice::Create(options);
-  return absl::InvalidArgumentError(
-      absl::StrCat("device: this build knows only 'cpu'; got '", options.name, "'"));
-}
-
 }  // namespace hyserve::tensor

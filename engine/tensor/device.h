@@ -8,6 +8,7 @@
 #define HYSERVE_ENGINE_TENSOR_DEVICE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -21,14 +22,15 @@ namespace hyserve::tensor {
 enum class DeviceKind { kCpu, kCuda };
 
 struct DeviceOptions {
-  std::string name = "cpu";  // "cpu", later "cuda:0"
+  std::string name = "cpu";  // "cpu", "cuda" (the first GPU) or "cuda:N"
   int num_threads = 0;       // CPU only; 0 = one per core that the process may run on
   std::string isa = "auto";  // CPU only: "auto", "avx512_bf16", "avx512", "avx2", "scalar"
 };
 
 class Device {
  public:
-  // INVALID_ARGUMENT: unknown name or isa, or an isa that this machine lacks.
+  // INVALID_ARGUMENT: unknown name or isa, an isa or GPU that this machine lacks, or a GPU in a
+  // build without CUDA. FAILED_PRECONDITION: no driver, or a GPU that has no kernels here.
   static absl::StatusOr<std::unique_ptr<Device>> Create(const DeviceOptions& options);
   virtual ~Device() = default;
 
@@ -40,7 +42,13 @@ class Device {
   // Thread-safe.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
 
-  // Dtype in which activations are kept: f32 on the CPU.
+  // What Allocate() could still give, in bytes. UNIMPLEMENTED where the device does not know (the
+  // CPU). Thread-safe.
+  virtual absl::StatusOr<size_t> FreeBytes() const {
+    return absl::UnimplementedError("the device does not say how much memory is free");
+  }
+
+  // Dtype in which activations are kept: f32 on the CPU, bf16 on a GPU.
   virtual DType activation_dtype() const = 0;
 
   // Copies between host memory and this device; ordered with the ops. ToHost returns when the
@@ -48,6 +56,14 @@ class Device {
   virtual absl::Status CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
   virtual absl::Status CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
   virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;
+  static constexpr int64_t kMarkers = 64;
+  // Names this point among the enqueued ops and copies: a marker is reached when everything before
+  // it has finished. Markers are reached in order; the last kMarkers may be asked about. On devices
+  // whose ops finish when their functions return, every marker is reached.
+  virtual absl::StatusOr<int64_t> Mark() { return 0; }
+  virtual absl::StatusOr<bool> Reached(int64_t marker) { return true; }
+  virtual absl::Status WaitFor(int64_t marker) { return absl::OkStatus(); }
+  // An error that stays, call after call, means that the device is lost.
   virtual absl::Status Synchronize() = 0;
 };
 

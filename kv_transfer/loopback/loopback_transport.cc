@@ -45,6 +45,32 @@ struct LoopbackNetwork::Shared {
   std::atomic<uint64_t> next_id{1};
   absl::Mutex mutex;
   absl::flat_hash_map<uint64_t, Node*> nodes ABSL_GUARDED_BY(mutex);
+  struct Range {
+    const char* data;
+    size_t bytes;
+  };
+  std::vector<Range> device_memory ABSL_GUARDED_BY(mutex);
+
+  bool IsDeviceMemory(const void* data) {
+    absl::MutexLock lock(&mutex);
+    return std::any_of(device_memory.begin(), device_memory.end(), [data](const Range& range) {
+      return data >= range.data && data < range.data + range.bytes;
+    });
+  }
+  absl::Status Copy(void* to, const void* from, size_t bytes) {
+    const bool to_device = IsDeviceMemory(to);
+    const bool from_device = IsDeviceMemory(from);
+    if (!to_device && !from_device) {
+      std::memcpy(to, from, bytes);
+      return absl::OkStatus();
+    }
+    using Direction = DeviceMemory::Direction;
+    return CopyAndWait(*options.device,
+                       !to_device     ? Direction::kToHost
+                       : !from_device ? Direction::kToDevice
+                                      : Direction::kOnDevice,
+                       to, from, bytes);
+  }
 
   // Queues a network event at a node; dropped when the node is gone.
   void Deliver(uint64_t node, std::function<void(Node&)> event);
@@ -90,16 +116,24 @@ class Node final : public LoopbackTransport {
     return absl::StrCat("transport: loopback (copies inside one process)\naddress: ",
                         local_address(), "\nmessage_bytes: ", shared_->options.message_bytes, "\n");
   }
+  DeviceMemory* device() const override { return shared_->options.device.get(); }
+  const PathCounters& paths() const override { return paths_; }
   size_t preferred_message_bytes() const override { return shared_->options.message_bytes; }
   absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) override {
-    if (kind != MemoryKind::kHost) {
-      return absl::UnimplementedError("the loopback transport copies host memory only");
+    if (kind == MemoryKind::kHost) return absl::OkStatus();
+    if (device() == nullptr) {
+      return absl::InvalidArgumentError("this loopback network was made for host memory only");
     }
-    return absl::OkStatus();
+    absl::Status status = device()->CheckRange(data, bytes);
+    if (!status.ok()) return status;
+    absl::MutexLock lock(&shared_->mutex);
+    shared_->device_memory.push_back({static_cast<const char*>(data), bytes});
+    return status;
   }
 
   void SetHandler(Channel channel, TransportHandler* handler) override {
     if (shared_->options.manual) {
+      absl::MutexLock turn(&turn_);  // so that the old handler is not being called any more
       handlers_[static_cast<int>(channel)] = handler;
       return;
     }
@@ -166,6 +200,7 @@ class Node final : public LoopbackTransport {
       return;
     }
     it->second.sends.insert({from, id});
+    paths_.sent(EndpointPath(endpoint)).Add(static_cast<int64_t>(length));
     shared_->Deliver(PeerNode(*it->second.connection, endpoint),
                      [connection = it->second.connection, endpoint, from, to, id,
                       header = std::string(header), data, length](Node& peer) {
@@ -186,12 +221,17 @@ class Node final : public LoopbackTransport {
     return ends_.contains(endpoint) ? "loopback" : "";
   }
 
+  DataPath EndpointPath(EndpointId endpoint) const override {
+    return device() == nullptr ? DataPath::kHost : DataPath::kDirect;
+  }
+
   size_t num_events() const override {
     absl::MutexLock lock(&mutex_);
     return events_.size();
   }
 
   bool RunOne(uint64_t choice) override {
+    absl::MutexLock turn(&turn_);
     const bool any = loop_.RunReady();
     std::function<void(Node&)> event;
     {
@@ -261,15 +301,17 @@ class Node final : public LoopbackTransport {
     end->second.receives.insert({to, target->id});
     shared_->Deliver(id_, [connection, local, remote, from, to, send, data, length,
                            target = *target](Node& self) {
+      absl::Status copied;
       {
         absl::MutexLock lock(&connection->mutex);
         if (!connection->open) return;  // the ending of the endpoint completes the receive
-        std::memcpy(target.data, data, length);
+        copied = self.shared_->Copy(target.data, data, length);
       }
+      self.paths_.received(self.EndpointPath(local)).Add(static_cast<int64_t>(length));
       self.CompleteSend(*connection, remote, from, send);
       const auto it = self.ends_.find(local);
       if (it != self.ends_.end() && it->second.receives.erase({to, target.id}) > 0) {
-        self.Received(to, target.id, absl::OkStatus());
+        self.Received(to, target.id, copied);
       }
     });
   }
@@ -342,10 +384,12 @@ class Node final : public LoopbackTransport {
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::function<void(Node&)>> events_ ABSL_GUARDED_BY(mutex_);
+  absl::Mutex turn_;  // manual mode: held by RunOne(), whose caller is the progress thread
   // Progress thread.
   ProgressLoop loop_;
   TransportHandler* handlers_[kNumChannels] = {};
   absl::flat_hash_map<EndpointId, End> ends_;
+  PathCounters paths_;
   std::thread thread_;
 };
 

@@ -20,7 +20,7 @@ class LoopbackTransport : public Transport {
   // Manual mode only. Number of network events that could happen next.
   virtual size_t num_events() const = 0;
   // Manual mode only. Runs posted jobs and due timers, then event `choice % num_events()`, if any.
-  // False when there was nothing at all to do.
+  // False when there was nothing at all to do. What it runs must not call SetHandler().
   virtual bool RunOne(uint64_t choice) = 0;
 };
 
@@ -29,8 +29,10 @@ class LoopbackNetwork {
  public:
   struct Options {
     bool manual = false;
-    std::function<ClockTime()> clock;  // default: steady time; required to be set in manual mode
+    std::function<ClockTime()> clock = nullptr;  // default: steady time; required to be set in manual mode
     size_t message_bytes = size_t{4} << 20;
+    // Of memory of kind kCuda; null: host memory only. Copies then run on the device.
+    std::shared_ptr<DeviceMemory> device = nullptr;
   };
   explicit LoopbackNetwork(Options options);
   ~LoopbackNetwork();

@@ -37,7 +37,9 @@ absl::StatusOr<EndpointId> UcxNode::Connect(std::string_view address) {
   params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
   params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
   params.sockaddr = parsed->ucx();
-  return AddEndpoint(params, "connecting")->id;
+  Endpoint* endpoint = AddEndpoint(params, "connecting");
+  Greet(*endpoint);
+  return endpoint->id;
 }
 
 void UcxNode::OnConnection(ucp_conn_request_h request, void* self) {
@@ -48,7 +50,7 @@ void UcxNode::Accept(ucp_conn_request_h request) {
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
   params.conn_request = request;
-  AddEndpoint(params, "accepting");
+  AddEndpoint(params, "accepting")->accepted = true;
 }
 
 void UcxNode::OnError(void* arg, ucp_ep_h, ucs_status_t status) {
@@ -67,6 +69,7 @@ void UcxNode::BeginClose(Endpoint& endpoint, absl::Status reason) {
   endpoint.closing = true;
   endpoint.reason = std::move(reason);
   closing_.push_back(endpoint.id);
+  DropWaiting(endpoint);
   if (endpoint.handle == nullptr) {
     endpoint.close_done = true;
     return;
@@ -87,6 +90,14 @@ void UcxNode::OnCloseDone(void* request, ucs_status_t, void* endpoint) {
   ucp_request_free(request);
 }
 
+// Whatever UCX says of a direct receive that failed: a copy that it has begun may still run.
+bool UcxNode::NeedsFence(const Operation& operation) {
+  const bool receive =
+      operation.kind == Kind::kReceive || operation.kind == Kind::kCheckReceive;
+  return receive && operation.path == DataPath::kDirect && !operation.status.ok() &&
+         !operation.fenced;
+}
+
 bool UcxNode::RunRecorded() {
   bool any = false;
   for (size_t i = 0; i < connections_.size(); ++i, any = true) Accept(connections_[i]);
@@ -97,19 +108,26 @@ bool UcxNode::RunRecorded() {
     TransportHandler* handler = handlers_[static_cast<int>(inbound.channel)];
     if (handler != nullptr) handler->OnControl(inbound.from, inbound.message);
   }
+  for (; !path_messages_.empty(); any = true) {
+    const auto [id, message] = std::move(path_messages_.front());
+    path_messages_.pop_front();
+    const auto it = endpoints_.find(id);
+    if (it != endpoints_.end() && !it->second->closing) OnPathMessage(*it->second, message);
+  }
+  any = jobs_.Poll() || any;
+  any = fence_.RunDone() || any;
   for (; !completed_.empty(); any = true) {
-    const std::unique_ptr<Operation> operation(completed_.front());
+    Operation* operation = completed_.front();
     completed_.pop_front();
-    --operation->endpoint->operations;
-    if (operation->kind == Kind::kControl) continue;
-    --operations_;
-    TransportHandler* handler = handlers_[static_cast<int>(operation->channel)];
-    if (handler == nullptr) continue;
-    if (operation->kind == Kind::kSend) {
-      handler->OnSent(operation->id, operation->status);
-    } else {
-      handler->OnReceived(operation->id, operation->status);
+    if (ContinueStaged(operation)) continue;
+    if (NeedsFence(*operation)) {
+      fence_.Add([this, operation] {
+        operation->fenced = true;
+        completed_.push_back(operation);
+      });
+      continue;
     }
+    Finish(std::unique_ptr<Operation>(operation));
   }
   for (; !ending_.empty(); any = true) {
     const auto [id, status] = std::move(ending_.back());
@@ -158,6 +176,10 @@ std::string UcxNode::EndpointDescription(EndpointId endpoint) const {
   }
   std::string result;
   for (const std::string& name : lanes) absl::StrAppend(&result, result.empty() ? "" : ",", name);
+  const DataPath path = EndpointPath(endpoint);
+  if (device() != nullptr && path != DataPath::kUnknown) {
+    absl::StrAppend(&result, " device memory ", std::string(Name(path)));
+  }
   return result;
 }
 

@@ -50,14 +50,30 @@ absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& e
   if (!status.ok()) return status;
   const UcxConfig config(raw_config);
 
+  std::string transports = options.transports;
+  if (options.device != nullptr && transports.find("cuda") == std::string::npos &&
+      transports != "all") {
+    transports += ",cuda_copy,cuda_ipc";
+  }
   std::vector<std::pair<std::string, std::string>> settings = {
-      {"TLS", options.transports},
+      {"TLS", transports},
       {"RNDV_THRESH", absl::StrCat(options.rendezvous_threshold_bytes)},
       // With TCP's emulated put a peer that closes by force can abort this process inside UCX 1.13
       // (an assertion on an acknowledgement that comes too late). Without it rendezvous data
       // travels as active messages.
       {"TCP_PUT_ENABLE", "n"},
   };
+  if (options.device != nullptr) {
+    // The receiver reads: nothing then writes into its pages but its own copies.
+    settings.emplace_back("RNDV_SCHEME", "get_zcopy");
+#if UCP_API_VERSION >= UCP_VERSION(1, 17)
+    // Left to itself, UCX does so only on machines that show NVLinks, and goes through the host
+    // elsewhere. Unknown, and not needed, where UCX found no CUDA.
+    if (ucp_config_modify(config.get(), "CUDA_IPC_ENABLE_GET_ZCOPY", "on") == UCS_OK) {
+      effective += "CUDA_IPC_ENABLE_GET_ZCOPY = on\n";
+    }
+#endif
+  }
   if (!options.net_devices.empty()) settings.emplace_back("NET_DEVICES", options.net_devices);
   if (!options.tcp_port_range.empty()) {
     settings.emplace_back("TCP_PORT_RANGE", options.tcp_port_range);

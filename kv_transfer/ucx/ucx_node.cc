@@ -17,6 +17,9 @@ namespace {
 constexpr size_t kTcpMessageBytes = size_t{1} << 20;
 constexpr size_t kLargeMessageBytes = size_t{16} << 20;
 constexpr absl::Duration kShutdownWait = absl::Seconds(5);
+// While a device copies: long enough for a large message, and a timer that near is worth no sleep.
+constexpr absl::Duration kDeviceSpin = absl::Microseconds(300);
+constexpr absl::Duration kNearTimer = absl::Microseconds(50);
 }  // namespace
 
 UcxNode::UcxNode(const UcxOptions& options)
@@ -28,10 +31,15 @@ UcxNode::UcxNode(const UcxOptions& options)
             // Only fails when the counter is full, and then the thread is awake anyway.
             if (write(wake_fd_, &one, sizeof(one)) < 0) return;
           },
-          SteadyNow) {
-  message_bytes_ = options.message_bytes != 0    ? options.message_bytes
-                   : options.transports == "tcp" ? kTcpMessageBytes
-                                                 : kLargeMessageBytes;
+          SteadyNow),
+      jobs_(options.device.get(), nullptr),
+      fence_(options.device.get(), [this] { loop_.Post([] {}); }),
+      send_staging_(options.device.get(), options.staging_bytes),
+      receive_staging_(options.device.get(), options.staging_bytes) {
+  const bool host_over_tcp = options.transports == "tcp" && options.device == nullptr;
+  message_bytes_ = options.message_bytes != 0 ? options.message_bytes
+                   : host_over_tcp            ? kTcpMessageBytes
+                                              : kLargeMessageBytes;
 }
 
 absl::Status UcxNode::Start() {
@@ -45,10 +53,14 @@ absl::Status UcxNode::Start() {
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wake_fd_, &event) != 0) {
     return absl::InternalError("epoll_ctl");
   }
+  // Before UCX looks for devices.
+  absl::Status started = device() == nullptr ? absl::OkStatus() : device()->MakeCurrent();
+  if (!started.ok()) return started;
   absl::StatusOr<UcxContext> context = OpenContext(options_, effective_);
   if (!context.ok()) return context.status();
   context_ = *std::move(context);
-  absl::Status started;
+  started = OpenDevice();
+  if (!started.ok()) return started;
   absl::Notification ready;
   thread_ = std::thread([this, &started, &ready] { Main(&started, &ready); });
   ready.WaitForNotification();
@@ -61,9 +73,13 @@ UcxNode::~UcxNode() {
     loop_.Post([] {});
     thread_.join();
   }
+  check_source_.reset();
+  check_target_.reset();
   {
     absl::MutexLock lock(&memory_mutex_);
-    for (const MemoryHandle& memory : memory_) ucp_mem_unmap(context_.get(), memory.handle);
+    for (const MemoryHandle& memory : memory_) {
+      if (memory.handle != nullptr) ucp_mem_unmap(context_.get(), memory.handle);
+    }
   }
   if (wake_fd_ >= 0) close(wake_fd_);
   if (epoll_fd_ >= 0) close(epoll_fd_);
@@ -89,29 +105,71 @@ absl::Status UcxNode::RegisterMemory(void* data, size_t bytes, MemoryKind kind) 
       if (memory.data == data && memory.bytes == bytes) return absl::OkStatus();
     }
   }
-  ucp_mem_map_params_t params{};
-  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
-                      UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
-  params.address = data;
-  params.length = bytes;
-  params.memory_type = kind == MemoryKind::kCuda ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
-  ucp_mem_h handle = nullptr;
-  absl::Status status =
-      UcxStatus(ucp_mem_map(context_.get(), &params, &handle), "registering memory");
-  if (!status.ok()) return status;
+  return MapMemory(static_cast<char*>(data), bytes, kind);
+}
+
+absl::Status UcxNode::MapMemory(char* data, size_t bytes, MemoryKind kind) {
+  MemoryHandle memory{data, bytes, kind, nullptr};
+  if (kind == MemoryKind::kCuda) {
+    if (device() == nullptr) {
+      return absl::InvalidArgumentError("the transport was made for host memory only");
+    }
+    absl::Status status = device()->CheckRange(data, bytes);
+    if (status.ok()) status = device()->MakeCurrent();
+    if (!status.ok()) return status;
+    if (ucx_knows_device_ && !device()->Shareable(data)) {
+      NotDirect("device memory that other processes cannot map");
+    }
+  }
+  if (kind == MemoryKind::kHost || ucx_knows_device_) {
+    ucp_mem_map_params_t params{};
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                        UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+    params.address = data;
+    params.length = bytes;
+    params.memory_type = kind == MemoryKind::kCuda ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+    absl::Status status =
+        UcxStatus(ucp_mem_map(context_.get(), &params, &memory.handle), "registering memory");
+    if (!status.ok() && kind == MemoryKind::kHost) return status;
+    if (!status.ok()) {
+      memory.handle = nullptr;
+      NotDirect(std::string(status.message()));
+    }
+  }
   absl::MutexLock lock(&memory_mutex_);
-  memory_.push_back({data, bytes, kind, handle});
+  memory_.push_back(memory);
   return absl::OkStatus();
 }
 
-const UcxNode::MemoryHandle* UcxNode::FindMemory(const void* data, size_t length) const {
+absl::StatusOr<std::shared_ptr<char>> UcxNode::AllocateScratch(size_t bytes) {
+  if (device() == nullptr) return Transport::AllocateScratch(bytes);
+  const absl::StatusOr<char*> data = device()->Allocate(DeviceMemory::Space::kDevice, bytes);
+  if (!data.ok()) return data.status();
+  const absl::Status mapped = MapMemory(*data, bytes, MemoryKind::kCuda);
+  if (!mapped.ok()) {
+    device()->Free(DeviceMemory::Space::kDevice, *data);
+    return mapped;
+  }
+  return std::shared_ptr<char>(*data, [this](char* scratch) {
+    {
+      absl::MutexLock lock(&memory_mutex_);
+      const auto it = std::find_if(memory_.begin(), memory_.end(), [scratch](const auto& memory) {
+        return memory.data == scratch;
+      });
+      if (it->handle != nullptr) ucp_mem_unmap(context_.get(), it->handle);
+      memory_.erase(it);
+    }
+    device()->Free(DeviceMemory::Space::kDevice, scratch);
+  });
+}
+
+std::optional<UcxNode::MemoryHandle> UcxNode::FindMemory(const void* data, size_t length) const {
   absl::MutexLock lock(&memory_mutex_);
   for (const MemoryHandle& memory : memory_) {
-    const char* begin = static_cast<const char*>(memory.data);
     const char* wanted = static_cast<const char*>(data);
-    if (wanted >= begin && wanted + length <= begin + memory.bytes) return &memory;
+    if (wanted >= memory.data && wanted + length <= memory.data + memory.bytes) return memory;
   }
-  return nullptr;
+  return std::nullopt;
 }
 
 void UcxNode::SetHandler(Channel channel, TransportHandler* handler) {
@@ -175,7 +233,9 @@ absl::Status UcxNode::Listen() {
 }
 
 void UcxNode::Main(absl::Status* started, absl::Notification* ready) {
-  const absl::Status listening = Listen();
+  // UCX opens its transports on this thread, and those of a device need the device.
+  absl::Status listening = device() == nullptr ? absl::OkStatus() : device()->MakeCurrent();
+  if (listening.ok()) listening = Listen();
   *started = listening;
   ready->Notify();  // `started` and `ready` are gone after this
   if (listening.ok()) {
@@ -189,9 +249,11 @@ void UcxNode::Main(absl::Status* started, absl::Notification* ready) {
       }
       if (operations_ > 0) {
         const ClockTime now = loop_.Now();
-        if (spins_++ == 0) spin_until_ = now + options_.spin;
+        const absl::Duration spin = device() == nullptr ? options_.spin : kDeviceSpin;
+        if (spins_++ == 0) spin_until_ = now + spin;
         if (now < spin_until_) continue;
       }
+      if (device() != nullptr && loop_.NextTimer() - loop_.Now() < kNearTimer) continue;
       spins_ = 0;
       Sleep();
     }
@@ -208,6 +270,7 @@ void UcxNode::Sleep() {
     timeout_ms = static_cast<int>(std::clamp<int64_t>(
         absl::ToInt64Milliseconds(wait + absl::Milliseconds(1)), 0, 60'000));
   }
+  if (!jobs_.idle()) timeout_ms = 1;  // nothing wakes us when the device is done
   epoll_event events[4];
   const int count = epoll_wait(epoll_fd_, events, 4, timeout_ms);
   for (int i = 0; i < count; ++i) {

@@ -4,6 +4,11 @@
 // UCX's callbacks run inside ucp_worker_progress() and only record what happened; handlers are
 // called afterwards, from the loop. The one exception is the announcement of a data message, whose
 // receive must be posted from inside UCX's callback.
+//
+// Device memory (ucx_path.cc, ucx_staging.cc): before the first device message of an endpoint its
+// sender measures the direct path; sends wait for the outcome. Direct messages have ids of their
+// own, so the receiver knows what comes. Staged messages are host messages between two staging
+// buffers, and the receiver may wait for room in its own one before it takes them.
 #ifndef HYSERVE_KV_TRANSFER_UCX_UCX_NODE_H_
 #define HYSERVE_KV_TRANSFER_UCX_UCX_NODE_H_
 
@@ -11,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,7 +24,10 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "kv_transfer/device_jobs.h"
 #include "kv_transfer/progress_loop.h"
+#include "kv_transfer/ucx/device_fence.h"
+#include "kv_transfer/ucx/staging_buffer.h"
 #include "kv_transfer/ucx/ucx_handles.h"
 
 namespace hyserve::kv_transfer {
@@ -34,7 +43,10 @@ class UcxNode final : public Transport {
   uint64_t incarnation() const override { return incarnation_; }
   std::string Description() const override;
   size_t preferred_message_bytes() const override { return message_bytes_; }
+  DeviceMemory* device() const override { return options_.device.get(); }
+  const PathCounters& paths() const override { return paths_; }
   absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) override;
+  absl::StatusOr<std::shared_ptr<char>> AllocateScratch(size_t bytes) override;
   void SetHandler(Channel channel, TransportHandler* handler) override;
   void Post(std::function<void()> job) override { loop_.Post(std::move(job)); }
   ClockTime Now() const override { return loop_.Now(); }
@@ -48,28 +60,47 @@ class UcxNode final : public Transport {
                 std::string_view header, const void* data, size_t length) override;
   void Close(EndpointId endpoint) override;
   std::string EndpointDescription(EndpointId endpoint) const override;
+  DataPath EndpointPath(EndpointId endpoint) const override;
 
  private:
+  struct Operation;
   struct Endpoint {
     UcxNode* node = nullptr;
     EndpointId id = 0;
     ucp_ep_h handle = nullptr;  // null when it could not even be created
     int64_t operations = 0;     // posted and not completed, control messages too
+    bool accepted = false;
     bool closing = false;
     bool close_done = false;
     absl::Status reason;        // why it ends
+    // The path of device memory that this side sends.
+    DataPath path = DataPath::kUnknown;
+    bool greeted = false;       // the peer has said what it can receive
+    bool peer_direct = false;   // it can receive into device memory
+    int check_round = 0;        // of the check that runs; 0: none has begun
+    double best_bytes_per_second = 0;
+    std::string path_reason;    // why it is not direct
+    std::deque<Operation*> held;            // sends that wait for the path
+    DataPath received = DataPath::kUnknown;  // of the last data message that came
   };
-  enum class Kind : uint8_t { kControl, kSend, kReceive };
-  // One UCX request. Lives until its completion was delivered.
+  enum class Kind : uint8_t { kControl, kSend, kReceive, kCheckSend, kCheckReceive };
+  // One UCX request, or a staged message on its way to or from one. Lives until its completion was
+  // delivered.
   struct Operation {
-    Operation(Endpoint* e, Kind k, Channel c, OperationId o, std::string_view b = {})
-        : endpoint(e), kind(k), channel(c), id(o), bytes(b) {}
-    Endpoint* endpoint;
-    Kind kind;
-    Channel channel;
-    OperationId id;
+    Endpoint* endpoint = nullptr;
+    Kind kind = Kind::kControl;
+    Channel channel = Channel::kExporter;  // of the handler that is told
+    OperationId id = 0;
+    Channel to = Channel::kExporter;       // kSend
     std::string bytes;  // of the message or header, which UCX may read until completion
-    size_t length = 0;  // kReceive: expected
+    char* data = nullptr;                  // of this side's memory
+    size_t length = 0;
+    DataPath path = DataPath::kHost;
+    char* slot = nullptr;                  // staged: pinned memory while it is held
+    void* announced = nullptr;             // staged receive: UCX's description while it waits
+    bool uploaded = false;                 // staged receive: the copy into the device has begun
+    bool fenced = false;                   // failed direct receive: the device was synchronised
+    ClockTime started;                     // kCheckReceive
     absl::Status status;
   };
   struct Inbound {
@@ -78,11 +109,20 @@ class UcxNode final : public Transport {
     std::string message;
   };
   struct MemoryHandle {
-    void* data;
-    size_t bytes;
-    MemoryKind kind;
-    ucp_mem_h handle;
+    char* data = nullptr;
+    size_t bytes = 0;
+    MemoryKind kind = MemoryKind::kHost;
+    ucp_mem_h handle = nullptr;  // null: device memory that UCX does not take
   };
+  enum class MessageType : uint8_t { kControl, kData, kDeviceData, kPath, kCheck };
+  // What an active-message id means. kPath and kCheck belong to no channel.
+  struct Slot {
+    UcxNode* node = nullptr;
+    MessageType type = MessageType::kControl;
+    Channel channel = Channel::kExporter;
+  };
+  static constexpr int kTypesPerChannel = 3;
+  static constexpr int kNumSlots = kTypesPerChannel * kNumChannels + 2;
 
   // Progress thread.
   void Main(absl::Status* started, absl::Notification* ready);
@@ -94,9 +134,45 @@ class UcxNode final : public Transport {
   Endpoint* AddEndpoint(const ucp_ep_params_t& params, const char* what);
   void Accept(ucp_conn_request_h request);
   void BeginClose(Endpoint& endpoint, absl::Status reason);
+  Operation* NewOperation(Endpoint& endpoint, Kind kind);
   void Post(Operation* operation, ucs_status_ptr_t result);  // takes what UCX returned
   void Complete(Operation* operation, absl::Status status);
-  const MemoryHandle* FindMemory(const void* data, size_t length) const;
+  void Finish(std::unique_ptr<Operation> operation);         // tells the handler
+  static bool NeedsFence(const Operation& operation);
+  absl::Status MapMemory(char* data, size_t bytes, MemoryKind kind);
+  std::optional<MemoryHandle> FindMemory(const void* data, size_t length) const;
+  static unsigned MessageId(MessageType type, Channel channel = Channel::kExporter);
+  static void AddMemory(const std::optional<MemoryHandle>& memory, ucp_request_param_t& param);
+  void SendSmall(Endpoint& endpoint, unsigned message_id, std::string_view message);
+  void SendMessage(Operation* operation, MessageType type,
+                   const std::optional<MemoryHandle>& memory);
+  // True: a completion will come and UCX keeps `announced` until then.
+  bool PostReceive(Operation* operation, void* announced,
+                   const std::optional<MemoryHandle>& memory);
+
+  // Device memory: which path (ucx_path.cc).
+  absl::Status OpenDevice();
+  void NotDirect(std::string reason);  // the first one counts
+  std::string WhyNotDirect() const;    // empty: this side can
+  void Greet(Endpoint& endpoint);
+  void OnPathMessage(Endpoint& endpoint, std::string_view message);
+  void SendPathMessage(Endpoint& endpoint, uint32_t kind, uint32_t value, uint64_t nanoseconds);
+  void StartCheck(Endpoint& endpoint);
+  void SendCheck(Endpoint& endpoint);
+  void FinishCheck(const Operation& operation);
+  void OnCheckResult(Endpoint& endpoint, uint32_t round, uint64_t nanoseconds);
+  void ChoosePath(Endpoint& endpoint, DataPath path, std::string reason);
+  ucs_status_t CheckAnnounced(Endpoint& endpoint, std::string_view header, void* data,
+                              size_t length);
+  void SendDeviceData(Operation* operation);
+
+  // Device memory: our own staging (ucx_staging.cc).
+  void StageSend(Operation* operation);
+  void StageReceive(Operation* operation);
+  void PostStagedReceive(Operation* operation);
+  bool ContinueStaged(Operation* operation);  // after a completion; false: it has ended
+  void ReleaseSlot(Operation* operation);     // and serves those that wait for room
+  void DropWaiting(Endpoint& endpoint);  // it is about to be closed
 
   // Called by UCX inside ucp_worker_progress().
   static void OnConnection(ucp_conn_request_h request, void* self);
@@ -106,15 +182,8 @@ class UcxNode final : public Transport {
   static void OnSendDone(void* request, ucs_status_t status, void* operation);
   static void OnReceiveDone(void* request, ucs_status_t status, size_t length, void* operation);
   static void OnCloseDone(void* request, ucs_status_t status, void* endpoint);
-  ucs_status_t Announced(Endpoint& endpoint, Channel channel, std::string_view header, void* data,
+  ucs_status_t Announced(Endpoint& endpoint, const Slot& slot, std::string_view header, void* data,
                          size_t length, bool rendezvous);
-
-  // What an active-message id means: channel and whether it carries data.
-  struct Slot {
-    UcxNode* node = nullptr;
-    Channel channel = Channel::kExporter;
-    bool data = false;
-  };
 
   const UcxOptions options_;
   const uint64_t incarnation_;
@@ -128,13 +197,19 @@ class UcxNode final : public Transport {
   std::atomic<bool> stopping_{false};
   mutable absl::Mutex memory_mutex_;
   std::vector<MemoryHandle> memory_ ABSL_GUARDED_BY(memory_mutex_);
+  std::string not_direct_ ABSL_GUARDED_BY(memory_mutex_);  // why this side cannot; empty: it can
+  bool ucx_knows_device_ = false;
+  PathCounters paths_;
   UcxContext context_;
+  // Device memory for checks, mapped for UCX; null unless this side can go directly.
+  std::shared_ptr<char> check_source_;
+  std::shared_ptr<char> check_target_;
   std::thread thread_;
 
   // Progress thread.
   UcxWorker worker_;
   UcxListener listener_;
-  Slot slots_[2 * kNumChannels];
+  Slot slots_[kNumSlots];
   TransportHandler* handlers_[kNumChannels] = {};
   EndpointId next_endpoint_ = 1;
   absl::flat_hash_map<EndpointId, std::unique_ptr<Endpoint>> endpoints_;
@@ -142,9 +217,16 @@ class UcxNode final : public Transport {
   int64_t operations_ = 0;  // data operations in flight
   int64_t spins_ = 0;
   ClockTime spin_until_;
+  DeviceJobs jobs_;
+  DeviceFence fence_;
+  StagingBuffer send_staging_;
+  StagingBuffer receive_staging_;
+  std::deque<Operation*> waiting_sends_;     // for room
+  std::deque<Operation*> waiting_receives_;  // for room
   // Recorded by callbacks, run by RunRecorded().
   std::vector<ucp_conn_request_h> connections_;
   std::deque<Inbound> inbound_;
+  std::deque<std::pair<EndpointId, std::string>> path_messages_;
   std::deque<Operation*> completed_;
   std::vector<std::pair<EndpointId, absl::Status>> ending_;  // by an error or by Close()
   std::vector<EndpointId> closing_;

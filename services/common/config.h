@@ -36,9 +36,11 @@ struct WorkerSettings {
   std::string listen = "127.0.0.1:0";     // gRPC; port 0: chosen by the system
   std::string advertise;  // what the router dials; default: listen with the real port
   std::string metrics_listen;             // /metrics, /livez, /readyz; empty: none
-  std::string device = "cpu";             // "cpu" or "cuda:N"
+  std::string device = "cpu";             // "cpu", "cuda" (the first GPU) or "cuda:N"
+  std::string isa = "auto";               // of the CPU device; see tensor::DeviceOptions
   int32_t threads = 0;                    // of the CPU device; 0: all cores
-  int64_t kv_memory_bytes = int64_t{1} << 30;
+  int64_t kv_memory_bytes = int64_t{1} << 30;  // or, on a GPU,
+  double kv_memory_share = 0;             // > 0: of what is free once the weights are loaded
   int32_t max_context_tokens = 0;         // 0: the model's
   int32_t max_sequences = 64;
   int32_t chunk_tokens = 1024;            // prompt rows per step, a multiple of 64
@@ -70,7 +72,9 @@ struct TransferSettings {
   absl::Duration progress_timeout = absl::Seconds(2);  // a pull without a new byte is given up
   int64_t max_message_bytes = int64_t{16} << 20;
   int32_t messages_in_flight = 8;
-  double min_link_bytes_per_second = 0;      // floor of the link's self-test; 0: only measured
+  // Floor of a link's bandwidth, at `hyserve doctor` and when a decode worker first hears of a
+  // prefill worker; below it no hand-offs. 0: no floor, and workers do not measure ahead.
+  double min_link_bytes_per_second = 0;
 };
 
 struct LimitSettings {

@@ -262,6 +262,29 @@ void ConfigTable::Bytes(std::string_view key, int64_t* out, int64_t min, int64_t
   *out = static_cast<int64_t>(*bytes);
 }
 
+bool ConfigTable::BytesOrShare(std::string_view key, int64_t* bytes, double* share,
+                               double automatic, int64_t min, int64_t max) {
+  const YamlNode* const value = FindScalar(key, "a size with a unit, a percentage or auto");
+  if (value == nullptr) return false;
+  const std::string_view text = value->scalar;
+  if (text == "auto") {
+    *share = automatic;
+    return true;
+  }
+  if (!text.empty() && text.back() == '%') {
+    const std::optional<double> percent = ParseDouble(text.substr(0, text.size() - 1));
+    if (percent.has_value() && *percent >= 1 && *percent <= 100) {
+      *share = *percent / 100;
+      return true;
+    }
+    Problem(key, StrCat("must be between 1% and 100%; got ", Shown(text)));
+    return false;
+  }
+  *share = 0;
+  Bytes(key, bytes, min, max);
+  return false;
+}
+
 void ConfigTable::Duration(std::string_view key, absl::Duration* out, absl::Duration min,
                            absl::Duration max) {
   const YamlNode* const value = FindScalar(key, "a duration with a unit");
@@ -285,7 +308,8 @@ void ConfigTable::Enum(std::string_view key, std::string* out,
   if (value == nullptr) return;
   if (std::find(values.begin(), values.end(), value->scalar) == values.end()) {
     return Problem(key, StrCat("must be one of ", JoinWords(values), "; got ",
-                                     Shown(value->scalar)));
+                               Shown(value->scalar),
+                               Suggestion(value->scalar, {values.begin(), values.end()})));
   }
   *out = value->scalar;
 }

@@ -51,8 +51,13 @@ class ConfigTable {
   void Double(std::string_view key, double* out, double min, double max);  // finite
   // A whole number with B, KiB, MiB, GiB or TiB.
   void Bytes(std::string_view key, int64_t* out, int64_t min, int64_t max);
+  // "auto" (the share `automatic`), a share as a percentage (85%), or a size as in Bytes(). Of
+  // *bytes and *share the one that was given is set, a size sets *share to 0. True: a share was given.
+  bool BytesOrShare(std::string_view key, int64_t* bytes, double* share, double automatic,
+                    int64_t min, int64_t max);
   // A number with us, ms, s, min or h.
   void Duration(std::string_view key, absl::Duration* out, absl::Duration min, absl::Duration max);
+  // One of the words; a wrong one that resembles one of them is told so.
   void Enum(std::string_view key, std::string* out, std::initializer_list<std::string_view> values);
   // host:port, port in [0, 65535].
   void Address(std::string_view key, std::string* out);

@@ -16,6 +16,7 @@ constexpr int64_t kTiB = int64_t{1} << 40;
 constexpr int32_t kMaxTokens = 1 << 24;
 constexpr int32_t kMaxReplicas = 256;
 constexpr int32_t kTokensPerBlock = 64;
+constexpr double kAutoKvMemoryShare = 0.9;
 
 void ReadModel(ConfigTable& table, ModelSettings* model) {
   table.String("path", &model->path);
@@ -51,21 +52,43 @@ void CheckBlocks(ConfigTable& table, std::string_view key, int32_t tokens) {
   }
 }
 
+// "cuda:" and a number without leading zeros.
+bool IsGpu(std::string_view device) {
+  if (device == "cuda") return true;
+  if (device.substr(0, 5) != "cuda:") return false;
+  const std::string_view number = device.substr(5);
+  return !number.empty() && number.size() <= 3 && (number == "0" || number[0] != '0') &&
+         std::all_of(number.begin(), number.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+void ReadDevice(ConfigTable& table, WorkerSettings* worker) {
+  table.String("device", &worker->device, 32);
+  const bool is_gpu = IsGpu(worker->device);
+  if (!is_gpu && worker->device != "cpu") {
+    const bool means_gpu = worker->device.rfind("gpu", 0) == 0 ||
+                           worker->device.rfind("cuda", 0) == 0 ||
+                           worker->device.rfind("nvidia", 0) == 0;
+    table.Problem("device", StrCat("must be cpu, cuda or cuda:N; got \"", worker->device, "\"",
+                                   means_gpu ? "; did you mean \"cuda:0\"?" : ""));
+  }
+  table.Enum("isa", &worker->isa, {"auto", "avx512_bf16", "avx512", "avx2", "scalar"});
+  if (is_gpu && worker->isa != "auto") table.Problem("isa", "is of the device cpu only");
+  table.Int("threads", &worker->threads, 0, 1024);
+  const bool is_share = table.BytesOrShare("kv_memory", &worker->kv_memory_bytes,
+                                           &worker->kv_memory_share, kAutoKvMemoryShare, kMiB,
+                                           64 * kTiB);
+  if (is_share && worker->device == "cpu") {
+    table.Problem("kv_memory", "auto and percentages need a device cuda; give a size (1GiB)");
+  }
+}
+
 void ReadWorkerKeys(ConfigTable& table, bool may_be_monolithic, WorkerSettings* worker) {
   table.String("name", &worker->name, 64);
   if (may_be_monolithic) table.Enum("role", &worker->role, {"decode", "monolithic"});
   table.Address("listen", &worker->listen);
   table.Address("advertise", &worker->advertise);
   table.Address("metrics_listen", &worker->metrics_listen);
-  table.String("device", &worker->device, 32);
-  int32_t gpu = 0;
-  if (worker->device != "cpu" &&
-      (worker->device.rfind("cuda:", 0) != 0 ||
-       !absl::SimpleAtoi(worker->device.substr(5), &gpu) || gpu < 0)) {
-    table.Problem("device", StrCat("must be cpu or cuda:N; got \"", worker->device, "\""));
-  }
-  table.Int("threads", &worker->threads, 0, 1024);
-  table.Bytes("kv_memory", &worker->kv_memory_bytes, kMiB, 64 * kTiB);
+  ReadDevice(table, worker);
   table.Int("max_context_tokens", &worker->max_context_tokens, 0, kMaxTokens);
   table.Int("max_sequences", &worker->max_sequences, 1, 65536);
   table.Int("chunk_tokens", &worker->chunk_tokens, kTokensPerBlock, 1 << 20);

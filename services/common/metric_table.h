@@ -72,6 +72,7 @@ inline constexpr std::string_view kWorker[] = {"worker"};
 inline constexpr std::string_view kPair[] = {"pair"};
 inline constexpr std::string_view kTransfer[] = {"direction", "transport", "kind"};
 inline constexpr std::string_view kDirection[] = {"direction"};
+inline constexpr std::string_view kDirectionPath[] = {"direction", "path"};
 inline constexpr std::string_view kModelInfo[] = {"digest", "layout"};
 inline constexpr std::string_view kBuildInfo[] = {"version"};
 inline constexpr std::string_view kWorkerRole[] = {"worker_role"};
@@ -212,6 +213,10 @@ inline constexpr MetricSpec kKvTransferTime{
 inline constexpr MetricSpec kKvTransferBytes{
     "hyserve_kv_transfer_bytes_total", K::kCounter, kTransferRoles, "Bytes of hand-offs.",
     labels::kTransfer};
+inline constexpr MetricSpec kKvPathBytes{
+    "hyserve_kv_path_bytes_total", K::kCounter, kTransferRoles,
+    "Payload bytes by the way they took: host, direct (device to device) or staged.",
+    labels::kDirectionPath};
 inline constexpr MetricSpec kKvTransferExposed{
     "hyserve_kv_transfer_exposed_seconds", K::kHistogram, kDecodeRole,
     "What decode waited after the prefill had ended.", {}, buckets::kTransfer};
@@ -252,7 +257,7 @@ inline constexpr const MetricSpec* kAll[] = {
     &kRouterDecisionTime, &kRouterWorkerInflight, &kRouterWorkers, &kRouterPrefixHitTokens,
     &kRouterRetries, &kRouterShed, &kRetryAttempts, &kStaleEpoch, &kPairHealth, &kWorkerLost,
     &kEngineStepTime, &kEngineLastStep, &kKvBlocks, &kKvBlocksCapacity, &kKvTransferTime,
-    &kKvTransferBytes, &kKvTransferExposed, &kKvFullAttentionBytes, &kKvLinkBytesPerSecond,
+    &kKvTransferBytes, &kKvPathBytes, &kKvTransferExposed, &kKvFullAttentionBytes, &kKvLinkBytesPerSecond,
     &kKvLeaseExpired, &kKvTransferFailures, &kKvIntegrityFailures, &kKvForcedCloses,
     &kQuarantinedPages, &kRecomputedTokens, &kHandoffPhase};
 }  // namespace metric

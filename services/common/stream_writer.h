@@ -14,9 +14,13 @@
 //   auto writer = StreamWriter<v1::DecodeEvent>::Create(context, options, listener);
 //   ...
 //   return writer->reactor();
+//
+// A method that is registered raw (its request is parsed by the service, not by gRPC) takes
+// StreamWriter<Message, grpc::ByteBuffer>: messages are serialized when they leave.
 #ifndef HYSERVE_SERVICES_COMMON_STREAM_WRITER_H_
 #define HYSERVE_SERVICES_COMMON_STREAM_WRITER_H_
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <cstdint>
@@ -55,8 +59,8 @@ class StreamListener {
   virtual void OnStreamDone() {}
 };
 
-template <typename Message>
-class StreamWriter final : public std::enable_shared_from_this<StreamWriter<Message>> {
+template <typename Message, typename Wire = Message>
+class StreamWriter final : public std::enable_shared_from_this<StreamWriter<Message, Wire>> {
  public:
   // Adds `next` to `last`, which has not left yet; false: keep both. Called under the writer's
   // lock.
@@ -69,7 +73,7 @@ class StreamWriter final : public std::enable_shared_from_this<StreamWriter<Mess
                                               Merge merge = nullptr);
 
   // What the service's method returns. Owned by gRPC and this object together.
-  grpc::ServerWriteReactor<Message>* reactor();
+  grpc::ServerWriteReactor<Wire>* reactor();
 
   // An empty message with the memory of one that has left.
   Message NewMessage();
@@ -98,6 +102,8 @@ class StreamWriter final : public std::enable_shared_from_this<StreamWriter<Mess
 
   void Enqueue(Message message, int32_t tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // in_flight_ as gRPC takes it.
+  const Wire* Outgoing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnWriteDone(bool ok);
   void OnCancel();
   void OnDone();
@@ -115,7 +121,8 @@ class StreamWriter final : public std::enable_shared_from_this<StreamWriter<Mess
   mutable absl::Mutex mutex_;
   std::deque<Pending> queue_ ABSL_GUARDED_BY(mutex_);
   std::vector<Message> recycled_ ABSL_GUARDED_BY(mutex_);
-  Message in_flight_;  // gRPC's while writing_
+  Message in_flight_;           // gRPC's while writing_
+  grpc::ByteBuffer serialized_;  // likewise, when Wire is a ByteBuffer
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // cancelled or a write failed
   bool congested_ ABSL_GUARDED_BY(mutex_) = false;

@@ -2,9 +2,11 @@
 #ifndef HYSERVE_SERVICES_COMMON_STREAM_WRITER_IMPL_H_
 #define HYSERVE_SERVICES_COMMON_STREAM_WRITER_IMPL_H_
 
+#include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/server_context.h>
 
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "services/common/stream_writer.h"
@@ -12,8 +14,8 @@
 namespace hyserve::common {
 
 // gRPC's half: forwards to the writer, which it keeps alive until OnDone().
-template <typename Message>
-class StreamWriter<Message>::Reactor final : public grpc::ServerWriteReactor<Message> {
+template <typename Message, typename Wire>
+class StreamWriter<Message, Wire>::Reactor final : public grpc::ServerWriteReactor<Wire> {
  public:
   explicit Reactor(std::shared_ptr<StreamWriter> writer) : writer_(std::move(writer)) {}
   void OnWriteDone(bool ok) override { writer_->OnWriteDone(ok); }
@@ -28,8 +30,8 @@ class StreamWriter<Message>::Reactor final : public grpc::ServerWriteReactor<Mes
   std::shared_ptr<StreamWriter> writer_;
 };
 
-template <typename Message>
-std::shared_ptr<StreamWriter<Message>> StreamWriter<Message>::Create(
+template <typename Message, typename Wire>
+std::shared_ptr<StreamWriter<Message, Wire>> StreamWriter<Message, Wire>::Create(
     grpc::CallbackServerContext* context, const StreamWriterOptions& options,
     std::shared_ptr<StreamListener> listener, Merge merge) {
   std::shared_ptr<StreamWriter> writer(
@@ -38,13 +40,13 @@ std::shared_ptr<StreamWriter<Message>> StreamWriter<Message>::Create(
   return writer;
 }
 
-template <typename Message>
-grpc::ServerWriteReactor<Message>* StreamWriter<Message>::reactor() {
+template <typename Message, typename Wire>
+grpc::ServerWriteReactor<Wire>* StreamWriter<Message, Wire>::reactor() {
   return reactor_;
 }
 
-template <typename Message>
-Message StreamWriter<Message>::NewMessage() {
+template <typename Message, typename Wire>
+Message StreamWriter<Message, Wire>::NewMessage() {
   absl::MutexLock lock(&mutex_);
   if (recycled_.empty()) return Message();
   Message message = std::move(recycled_.back());
@@ -52,8 +54,8 @@ Message StreamWriter<Message>::NewMessage() {
   return message;
 }
 
-template <typename Message>
-bool StreamWriter<Message>::Write(Message message, int32_t tokens) {
+template <typename Message, typename Wire>
+bool StreamWriter<Message, Wire>::Write(Message message, int32_t tokens) {
   absl::MutexLock lock(&mutex_);
   if (broken_ || final_status_.has_value()) return false;
   Enqueue(std::move(message), tokens);
@@ -69,8 +71,8 @@ bool StreamWriter<Message>::Write(Message message, int32_t tokens) {
   return true;
 }
 
-template <typename Message>
-void StreamWriter<Message>::Enqueue(Message message, int32_t tokens) {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::Enqueue(Message message, int32_t tokens) {
   const int64_t bytes = static_cast<int64_t>(message.ByteSizeLong());
   queued_tokens_ += tokens;
   queued_bytes_ += bytes;
@@ -82,16 +84,16 @@ void StreamWriter<Message>::Enqueue(Message message, int32_t tokens) {
   }
 }
 
-template <typename Message>
-void StreamWriter<Message>::Finish(const absl::Status& status) {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::Finish(const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   if (final_status_.has_value()) return;
   final_status_ = ToGrpcStatus(status);
   StartNext();
 }
 
-template <typename Message>
-void StreamWriter<Message>::WriteAndFinish(Message message, const absl::Status& status) {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::WriteAndFinish(Message message, const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   if (final_status_.has_value()) return;
   if (!broken_) Enqueue(std::move(message), 0);
@@ -99,8 +101,8 @@ void StreamWriter<Message>::WriteAndFinish(Message message, const absl::Status& 
   StartNext();
 }
 
-template <typename Message>
-void StreamWriter<Message>::Abort(const absl::Status& status) {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::Abort(const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   if (final_status_.has_value()) return;
   queue_.clear();
@@ -108,14 +110,14 @@ void StreamWriter<Message>::Abort(const absl::Status& status) {
   StartNext();
 }
 
-template <typename Message>
-bool StreamWriter<Message>::congested() const {
+template <typename Message, typename Wire>
+bool StreamWriter<Message, Wire>::congested() const {
   absl::MutexLock lock(&mutex_);
   return congested_;
 }
 
-template <typename Message>
-void StreamWriter<Message>::StartNext() {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::StartNext() {
   if (done_ || finish_started_) return;
   if (final_status_.has_value() && (queue_.empty() || broken_)) {
     // Legal while a write is in flight: its OnWriteDone() comes before OnDone().
@@ -130,18 +132,32 @@ void StreamWriter<Message>::StartNext() {
   queued_tokens_ -= next.tokens;
   queued_bytes_ -= next.bytes;
   queue_.pop_front();
+  const Wire* const outgoing = Outgoing();
   writing_ = true;
   if (final_status_.has_value() && queue_.empty() && final_status_->ok()) {
     finish_started_ = true;
     ClearTimer();
-    reactor_->StartWriteAndFinish(&in_flight_, grpc::WriteOptions(), *final_status_);
+    reactor_->StartWriteAndFinish(outgoing, grpc::WriteOptions(), *final_status_);
     return;
   }
-  reactor_->StartWrite(&in_flight_);
+  reactor_->StartWrite(outgoing);
 }
 
-template <typename Message>
-void StreamWriter<Message>::OnWriteDone(bool ok) {
+template <typename Message, typename Wire>
+const Wire* StreamWriter<Message, Wire>::Outgoing() {
+  if constexpr (std::is_same_v<Message, Wire>) {
+    return &in_flight_;
+  } else {
+    // Fails only beyond 2 GiB, which no backlog comes near.
+    serialized_.Clear();
+    bool own_buffer = false;
+    grpc::SerializationTraits<Message>::Serialize(in_flight_, &serialized_, &own_buffer);
+    return &serialized_;
+  }
+}
+
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::OnWriteDone(bool ok) {
   bool writable = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -161,8 +177,8 @@ void StreamWriter<Message>::OnWriteDone(bool ok) {
   if (writable) listener_->OnStreamWritable();
 }
 
-template <typename Message>
-void StreamWriter<Message>::OnCancel() {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::OnCancel() {
   bool notify = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -174,8 +190,8 @@ void StreamWriter<Message>::OnCancel() {
   if (notify) listener_->OnStreamCancelled();
 }
 
-template <typename Message>
-void StreamWriter<Message>::OnSlow() {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::OnSlow() {
   std::shared_ptr<StreamListener> listener;
   {
     absl::MutexLock lock(&mutex_);
@@ -190,8 +206,8 @@ void StreamWriter<Message>::OnSlow() {
   if (!done_) context_->TryCancel();
 }
 
-template <typename Message>
-void StreamWriter<Message>::OnDone() {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::OnDone() {
   std::shared_ptr<StreamListener> listener;
   {
     absl::MutexLock lock(&mutex_);
@@ -204,8 +220,8 @@ void StreamWriter<Message>::OnDone() {
   listener->OnStreamDone();
 }
 
-template <typename Message>
-void StreamWriter<Message>::ClearTimer() {
+template <typename Message, typename Wire>
+void StreamWriter<Message, Wire>::ClearTimer() {
   if (slow_timer_ != 0) options_.timers->Cancel(slow_timer_);
   slow_timer_ = 0;
 }

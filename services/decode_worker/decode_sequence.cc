@@ -45,28 +45,15 @@ grpc::ServerWriteReactor<v1::DecodeEvent>* DecodeSequence::Start(
   sequence->writer_ =
       Writer::Create(context, worker->core->StreamOptions(), sequence, MergeTokens);
   grpc::ServerWriteReactor<v1::DecodeEvent>* const reactor = sequence->writer_->reactor();
-  worker->core->streams().Enter();
-  worker->core->sequences().Enter();
-  sequence->Begin(request, absl::FromChrono(context->deadline()));
+  const absl::Status status = sequence->Accept(request, absl::FromChrono(context->deadline()));
+  if (!status.ok()) sequence->Refuse(status);
   return reactor;
 }
 
 DecodeSequence::DecodeSequence(const DecodeContext* worker)
-    : worker_(worker),
-      arrival_(absl::Now()),
-      inter_token_(worker->core->metrics().NewInterTokenHistogram()) {}
-
-// ---- start ----------------------------------------------------------------------------------------
-
-void DecodeSequence::Begin(const v1::DecodeRequest& request, absl::Time deadline) {
-  const absl::Status status = Accept(request, deadline);
-  if (status.ok()) return;
-  worker_->core->metrics().OnRejected(ToStd(absl::StatusCodeToString(status.code())));
-  absl::MutexLock lock(&mutex_);
-  engine_runs_ = false;
-  if (!cancelled_.has_value()) cancelled_ = status;
-  EndIfNothingRuns();
-}
+    : SequenceCall(worker->core),
+      worker_(worker),
+      inter_token_(core_.metrics().NewInterTokenHistogram()) {}
 
 absl::Status DecodeSequence::AcceptTicket(const v1::DecodeRequest& request) {
   if (local()) {
@@ -77,55 +64,21 @@ absl::Status DecodeSequence::AcceptTicket(const v1::DecodeRequest& request) {
     return absl::InvalidArgumentError("ticket: a decode worker computes no prompt");
   }
   auto ticket = worker::ParseTicket(request.ticket(), request.id().attempt(),
-                                    worker_->core->engine().layout().Fingerprint(),
+                                    core_.engine().layout().Fingerprint(),
                                     worker_->transport->name());
   if (!ticket.ok()) return ticket.status();
   ticket_ = *std::move(ticket);
-  return absl::OkStatus();
+  if (worker_->links == nullptr) return absl::OkStatus();
+  return worker_->links->Check(ticket_.source, worker_->probe);
 }
 
 absl::Status DecodeSequence::Accept(const v1::DecodeRequest& request, absl::Time deadline) {
-  worker::WorkerCore& core = *worker_->core;
-  if (absl::Status status = core.CheckAcceptsWork(); !status.ok()) return status;
-  if (absl::Status status = worker::CheckRequestId(request.id()); !status.ok()) return status;
-  if (absl::Status status = worker::CheckCacheScope(request.cache_scope()); !status.ok()) {
-    return status;
-  }
+  if (absl::Status status = Check(request); !status.ok()) return status;
   if (absl::Status status = AcceptTicket(request); !status.ok()) return status;
-  id_ = core.NextSequenceId();
-  deadline_ = worker::ClampDeadline(deadline, core.config().limits.max_deadline);
-  prompt_.assign(request.prompt().begin(), request.prompt().end());
-
-  runtime::SequenceRequest sequence;
-  sequence.id = id_;
-  sequence.mode = local() ? runtime::SequenceMode::kLocal : runtime::SequenceMode::kDecode;
-  sequence.prompt = prompt_;
-  sequence.sampling = worker::ToSamplingParams(request.sampling());
-  sequence.num_prompt_logprobs = local() ? request.num_prompt_logprobs() : -1;
-  sequence.use_prefix_cache = request.use_prefix_cache();
-  sequence.cache_scope = request.cache_scope();
-  sequence.deadline = deadline_;
-
-  if (absl::Status status = core.attempts().Enter(request.id().request_id(),
-                                                  request.id().attempt(), shared_from_this());
-      !status.ok()) {
-    core.metrics().OnStaleAttempt();
-    return status;
-  }
-  {
-    absl::MutexLock lock(&mutex_);
-    request_id_ = request.id().request_id();
-    if (cancelled_.has_value()) return *cancelled_;  // between Enter() and here
-    engine_runs_ = true;
-  }
+  runtime::SequenceRequest sequence = MakeSequence(
+      request, local() ? runtime::SequenceMode::kLocal : runtime::SequenceMode::kDecode, deadline);
   if (!local()) worker_->importer->WarmUp(ticket_.source);
-  absl::Status status = local() ? core.engine().Submit(std::move(sequence), shared_from_this())
-                                : core.engine().Reserve(std::move(sequence), shared_from_this());
-  if (!status.ok()) return status;
-  absl::MutexLock lock(&mutex_);
-  // A cancel that came before the engine knew the sequence found nothing to cancel.
-  if (cancelled_.has_value() && engine_runs_) core.engine().Cancel(id_);
-  return absl::OkStatus();
+  return Enter(request.id(), std::move(sequence));
 }
 
 // ---- the hand-off ---------------------------------------------------------------------------------
@@ -140,7 +93,7 @@ void DecodeSequence::OnReserved(const absl::StatusOr<runtime::KvBlocks>& kv) {
   }
   started_ = absl::Now();
   if (cancelled_.has_value()) return;  // OnFinished follows
-  worker_->core->metrics().OnHandoffPhase("reserve", started_ - arrival_);
+  core_.metrics().OnHandoffPhase("reserve", started_ - arrival_);
   v1::DecodeEvent event;
   event.mutable_reserved()->set_queue_ms(absl::ToDoubleMilliseconds(started_ - arrival_));
   writer_->Write(std::move(event));
@@ -157,20 +110,19 @@ void DecodeSequence::Pull(const runtime::KvBlocks& kv) {
   pull.blocks.assign(kv.blocks.begin(), kv.blocks.begin() + num_blocks);
   pull.slab = kv.slab;
   pull.deadline = deadline_;
-  pulling_ = true;
+  transfer_runs_ = true;
   const absl::Status status = worker_->importer->Pull(
-      std::move(pull), [self = shared_from_this()](const kv_transfer::TransferId& id,
-                                                   const kv_transfer::PullResult& result) {
-        self->OnPulled(result);
-      });
+      std::move(pull), [self = std::static_pointer_cast<DecodeSequence>(shared_from_this())](
+                           const kv_transfer::TransferId& id,
+                           const kv_transfer::PullResult& result) { self->OnPulled(result); });
   if (status.ok()) return;
-  pulling_ = false;
+  transfer_runs_ = false;
   Cancel(HandoffError(status, deadline_));
 }
 
 void DecodeSequence::OnPulled(const kv_transfer::PullResult& result) {
   absl::MutexLock lock(&mutex_);
-  pulling_ = false;
+  transfer_runs_ = false;
   if (engine_runs_ && !cancelled_.has_value()) {
     const absl::StatusOr<int32_t> first_token =
         result.status.ok() ? worker::DecodeTrailer(result.trailer, prompt_)
@@ -186,7 +138,6 @@ void DecodeSequence::OnPulled(const kv_transfer::PullResult& result) {
 
 void DecodeSequence::Resume(const kv_transfer::PullResult& result, int32_t first_token) {
   constexpr int32_t kRecomputedTokens = 0;  // every token of the prompt arrived
-  worker::WorkerCore& core = *worker_->core;
   v1::DecodeEvent event;
   v1::DecodeEvent::Started* const started = event.mutable_started();
   started->set_transfer_ms(result.transfer_seconds * 1e3);
@@ -194,10 +145,10 @@ void DecodeSequence::Resume(const kv_transfer::PullResult& result, int32_t first
   started->set_shipped_bytes(result.payload.total());
   started->set_recomputed_tokens(kRecomputedTokens);
   writer_->Write(std::move(event));
-  core.metrics().OnPulled(static_cast<int32_t>(prompt_.size()), worker_->transport->name(), result,
+  core_.metrics().OnPulled(static_cast<int32_t>(prompt_.size()), worker_->transport->name(), result,
                           kRecomputedTokens);
   first_token_ = last_token_ = absl::Now();
-  core.engine().Resume(id_, first_token);
+  core_.engine().Resume(id_, first_token);
 }
 
 // ---- engine ---------------------------------------------------------------------------------------
@@ -218,12 +169,7 @@ void DecodeSequence::OnPrefillProgress(int32_t computed_tokens) {
 
 void DecodeSequence::OnPromptLogprobs(int32_t first_index,
                                       std::vector<sampling::SampledToken> logprobs) {
-  v1::DecodeEvent event;
-  event.mutable_prompt_logprobs()->set_first_index(first_index);
-  for (const sampling::SampledToken& token : logprobs) {
-    worker::FillSampledToken(token, event.mutable_prompt_logprobs()->add_logprobs());
-  }
-  writer_->Write(std::move(event));
+  writer_->Write(worker::PromptLogprobsEvent<v1::DecodeEvent>(first_index, logprobs));
 }
 
 void DecodeSequence::OnTokens(int32_t first_index,
@@ -246,104 +192,43 @@ void DecodeSequence::OnTokens(int32_t first_index,
   writer_->Write(std::move(event), count);
   tokens_while_congested_ = writer_->congested() ? tokens_while_congested_ + count : 0;
   if (tokens_while_congested_ <= kMaxTokensWhileCongested || cancelled_.has_value()) return;
-  worker_->core->metrics().OnSlowConsumer();
-  const absl::Status slow =
-      absl::ResourceExhaustedError("slow_consumer: the router does not read the stream");
-  Cancel(slow);
-  writer_->Abort(slow);
+  core_.metrics().OnSlowConsumer();
+  Cancel(SlowConsumerError());
+  writer_->Abort(SlowConsumerError());
 }
 
 void DecodeSequence::OnFinished(const absl::Status& status, FinishReason reason,
                                 const runtime::Usage& usage) {
   absl::MutexLock lock(&mutex_);
-  engine_runs_ = false;
-  engine_status_ = status;
-  finish_reason_ = reason;
+  EngineEnded(status, reason);
   generated_tokens_ = usage.generated_tokens;
-  worker_->core->attempts().Retire(request_id_, this);
-  if (pulling_) worker_->importer->Abort(ticket_.id);
+  if (transfer_runs_) AbortTransfer();
   EndIfNothingRuns();
 }
 
 // ---- the ends -------------------------------------------------------------------------------------
 
-void DecodeSequence::Cancel(const absl::Status& status) {
-  if (ended_ || cancelled_.has_value()) return;
-  cancelled_ = status;
-  worker_->core->attempts().Retire(request_id_, this);
-  if (engine_runs_) worker_->core->engine().Cancel(id_);
-  if (pulling_) worker_->importer->Abort(ticket_.id);
+void DecodeSequence::AbortTransfer() { worker_->importer->Abort(ticket_.id); }
+
+void DecodeSequence::WriteEnd(const absl::Status& status) {
+  if (!status.ok()) return writer_->Finish(status);
+  v1::DecodeEvent event;
+  event.mutable_finished()->set_by_length(finish_reason_ == FinishReason::kLength);
+  event.mutable_finished()->set_generated_tokens(generated_tokens_);
+  writer_->WriteAndFinish(std::move(event), status);
 }
 
-void DecodeSequence::OnSuperseded() {
-  absl::MutexLock lock(&mutex_);
-  worker_->core->metrics().OnStaleAttempt();
-  Cancel(absl::AbortedError(StrCat(worker::kStaleAttempt, "a newer attempt is here")));
-}
-
-void DecodeSequence::OnStreamCancelled() {
-  absl::MutexLock lock(&mutex_);
-  Cancel(absl::Now() >= deadline_ ? absl::DeadlineExceededError("the deadline passed")
-                                  : absl::CancelledError("cancelled by the router"));
-}
-
-void DecodeSequence::OnSlowConsumer() {
-  worker_->core->metrics().OnSlowConsumer();
-  absl::MutexLock lock(&mutex_);
-  Cancel(absl::ResourceExhaustedError("slow_consumer: the router does not read the stream"));
-}
-
-void DecodeSequence::OnStreamDone() {
-  absl::MutexLock lock(&mutex_);
-  worker_->core->streams().Leave();
-  Cancel(absl::CancelledError("the stream broke"));
-}
-
-void DecodeSequence::EndIfNothingRuns() {
-  if (engine_runs_ || pulling_ || ended_) return;
-  ended_ = true;
-  worker::WorkerCore& core = *worker_->core;
-  // Reserved and not resumed: the engine keeps the memory until now. Else it knows the id no longer.
-  if (id_ != 0) core.engine().Release(id_);
-  const absl::Status status = FinalStatus();
-  Record(status);
-  if (status.ok()) {
-    v1::DecodeEvent event;
-    event.mutable_finished()->set_by_length(finish_reason_ == FinishReason::kLength);
-    event.mutable_finished()->set_generated_tokens(generated_tokens_);
-    writer_->WriteAndFinish(std::move(event), status);
-  } else {
-    writer_->Finish(status);
-  }
-  core.attempts().Leave(request_id_, this);
-  core.sequences().Leave();
-}
-
-absl::Status DecodeSequence::FinalStatus() const {
-  if (cancelled_.has_value()) return *cancelled_;
-  // The engine cancels by itself only when it stops.
-  if (absl::IsCancelled(engine_status_)) return absl::UnavailableError("draining: the engine stops");
-  return engine_status_;
-}
-
-void DecodeSequence::Record(const absl::Status& status) {
+void DecodeSequence::FillOutcome(worker::RequestOutcome* outcome) {
   inter_token_->Flush();
-  worker::RequestOutcome outcome;
-  outcome.status = status;
-  outcome.finished_reason = worker::FinishedReason(finish_reason_);
-  outcome.prompt_tokens = static_cast<int32_t>(prompt_.size());
-  outcome.generated_tokens = generated_tokens_;
-  outcome.started = started_ != absl::InfinitePast();
-  outcome.total = absl::Now() - arrival_;
-  if (outcome.started) outcome.queue = started_ - arrival_;
-  if (last_token_ != absl::InfinitePast()) {
-    outcome.has_first_token = local();
-    outcome.first_token = first_token_ - arrival_;
-    outcome.prefill = first_token_ - started_;
-    outcome.decode = last_token_ - first_token_;
-    outcome.inference = last_token_ - started_;
-  }
-  worker_->core->metrics().OnRequestEnded(outcome);
+  outcome->generated_tokens = generated_tokens_;
+  outcome->started = started_ != absl::InfinitePast();
+  if (outcome->started) outcome->queue = started_ - arrival_;
+  if (last_token_ == absl::InfinitePast()) return;
+  outcome->has_first_token = local();
+  outcome->first_token = first_token_ - arrival_;
+  outcome->prefill = first_token_ - started_;
+  outcome->decode = last_token_ - first_token_;
+  outcome->inference = last_token_ - started_;
 }
 
 }  // namespace hyserve::decode_worker

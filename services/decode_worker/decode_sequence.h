@@ -4,15 +4,12 @@
 //   with a ticket     Reserve -> Pull into the reserved blocks -> verified -> Resume -> tokens
 //   monolithic        Submit -> tokens
 //
-// The sequence ends when the engine has finished with it and no pull can write into its memory any
-// more; only then is memory that the engine still keeps given back and the stream ended.
-//
-// Every event takes the sequence's lock, changes state and enqueues; nothing blocks.
+// How it begins and ends: sequence_call.h. The pull is the transfer: it runs until it can no longer
+// write into the sequence's memory.
 #ifndef HYSERVE_SERVICES_DECODE_WORKER_DECODE_SEQUENCE_H_
 #define HYSERVE_SERVICES_DECODE_WORKER_DECODE_SEQUENCE_H_
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +21,9 @@
 #include "hyserve/v1/worker.pb.h"
 #include "kv_transfer/importer.h"
 #include "services/common/stream_writer.h"
-#include "services/worker/attempt_table.h"
+#include "services/decode_worker/link_guard.h"
 #include "services/worker/request_conversion.h"
+#include "services/worker/sequence_call.h"
 #include "services/worker/worker_core.h"
 
 namespace hyserve::decode_worker {
@@ -35,12 +33,11 @@ struct DecodeContext {
   worker::WorkerCore* core = nullptr;
   kv_transfer::Importer* importer = nullptr;          // null: monolithic
   const kv_transfer::Transport* transport = nullptr;  // likewise
+  kv_transfer::LinkProbe* probe = nullptr;            // likewise
+  LinkGuard* links = nullptr;                         // null: no floor of the links' bandwidth
 };
 
-class DecodeSequence final : public runtime::EventSink,
-                             public common::StreamListener,
-                             public worker::Attempt,
-                             public std::enable_shared_from_this<DecodeSequence> {
+class DecodeSequence final : public worker::SequenceCall {
  public:
   // Starts the call and returns its reactor. `request` is read before the return only.
   static grpc::ServerWriteReactor<v1::DecodeEvent>* Start(const DecodeContext* worker,
@@ -52,7 +49,6 @@ class DecodeSequence final : public runtime::EventSink,
  private:
   using Writer = common::StreamWriter<v1::DecodeEvent>;
 
-  void Begin(const v1::DecodeRequest& request, absl::Time deadline);
   absl::Status Accept(const v1::DecodeRequest& request, absl::Time deadline);
   absl::Status AcceptTicket(const v1::DecodeRequest& request);
 
@@ -66,41 +62,20 @@ class DecodeSequence final : public runtime::EventSink,
                   const runtime::Usage& usage) override;
   // Importer's callback, progress thread
   void OnPulled(const kv_transfer::PullResult& result);
-  // worker::Attempt
-  void OnSuperseded() override;
-  // common::StreamListener
-  void OnStreamCancelled() override;
-  void OnSlowConsumer() override;
-  void OnStreamDone() override;
+  // worker::SequenceCall
+  void AbortTransfer() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WriteEnd(const absl::Status& status) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void FillOutcome(worker::RequestOutcome* outcome) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void Pull(const runtime::KvBlocks& kv) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Resume(const kv_transfer::PullResult& result, int32_t first_token)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Gives everything up; the end comes when engine and pull have ended.
-  void Cancel(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void EndIfNothingRuns() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status FinalStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Record(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool local() const { return worker_->importer == nullptr; }
 
   const DecodeContext* const worker_;
   std::shared_ptr<Writer> writer_;  // set by Start()
-  const absl::Time arrival_;
+  worker::ParsedTicket ticket_;     // set before the engine knows the sequence, then constant
 
-  // Set before the engine knows the sequence, then constant.
-  runtime::SequenceId id_ = 0;
-  std::string request_id_;
-  worker::ParsedTicket ticket_;
-  std::vector<int32_t> prompt_;
-  absl::Time deadline_;
-
-  absl::Mutex mutex_;
-  bool engine_runs_ ABSL_GUARDED_BY(mutex_) = false;
-  bool pulling_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-  std::optional<absl::Status> cancelled_ ABSL_GUARDED_BY(mutex_);  // and why
-  absl::Status engine_status_ ABSL_GUARDED_BY(mutex_);
-  sampling::FinishReason finish_reason_ ABSL_GUARDED_BY(mutex_) = sampling::FinishReason::kNone;
   int32_t cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int32_t generated_tokens_ ABSL_GUARDED_BY(mutex_) = 0;  // the engine's count, token 1 included
   int32_t tokens_while_congested_ ABSL_GUARDED_BY(mutex_) = 0;

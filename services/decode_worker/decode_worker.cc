@@ -23,7 +23,9 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
   }
   self->context_ = {.core = self->core_.get(),
                     .importer = self->importer_.get(),
-                    .transport = self->transport_.get()};
+                    .transport = self->transport_.get(),
+                    .probe = self->probe_.get(),
+                    .links = self->links_.get()};
   self->service_ = std::make_unique<DecodeService>(&self->context_);
   auto host = worker::WorkerHost::Start(
       {.core = self->core_.get(),
@@ -39,11 +41,16 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
 }
 
 absl::Status DecodeWorker::CreateImporter() {
+  if (const double floor = core_->config().transfer.min_link_bytes_per_second; floor > 0) {
+    links_ = std::make_unique<LinkGuard>(LinkGuardOptions{.floor_bytes_per_second = floor,
+                                                          .worker = core_->settings().name,
+                                                          .metrics = &core_->metrics()});
+  }
   probe_ = kv_transfer::LinkProbe::Create(transport_.get());
   const kv_transfer::MemoryKind kind = worker::ToMemoryKind(core_->settings());
   auto importer = kv_transfer::Importer::Create(
       transport_.get(), worker::ToRegions(core_->engine(), kind),
-      worker::ToImporterOptions(core_->config().transfer, kind));
+      worker::ToImporterOptions(core_->config().transfer));
   if (!importer.ok()) return importer.status();
   importer_ = *std::move(importer);
   return absl::OkStatus();

@@ -10,6 +10,7 @@
 #include "kv_transfer/link_probe.h"
 #include "kv_transfer/transport.h"
 #include "services/decode_worker/decode_service.h"
+#include "services/decode_worker/link_guard.h"
 #include "services/worker/worker_core.h"
 #include "services/worker/worker_host.h"
 
@@ -38,6 +39,7 @@ class DecodeWorker {
   DecodeContext context_;
   std::unique_ptr<worker::WorkerCore> core_;
   std::unique_ptr<kv_transfer::Transport> transport_;
+  std::unique_ptr<LinkGuard> links_;  // null: no floor
   std::unique_ptr<kv_transfer::LinkProbe> probe_;
   std::unique_ptr<kv_transfer::Importer> importer_;
   std::unique_ptr<DecodeService> service_;

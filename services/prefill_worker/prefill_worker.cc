@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(
   const kv_transfer::MemoryKind kind = worker::ToMemoryKind(self->core_->settings());
   auto exporter = kv_transfer::Exporter::Create(
       self->transport_.get(), worker::ToRegions(self->core_->engine(), kind),
-      worker::ToExporterOptions(self->core_->config().transfer, *self->transport_, kind),
+      worker::ToExporterOptions(self->core_->config().transfer, *self->transport_),
       [self](const kv_transfer::TransferId& id, kv_transfer::ReleaseReason reason) {
         self->offers_.Release(id, reason);
       });

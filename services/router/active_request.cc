@@ -51,9 +51,9 @@ class ActiveRequest::Event {
   ActiveRequest* const request_;
 };
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* ActiveRequest::Start(
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ActiveRequest::Start(
     const RouterContext* router, grpc::CallbackServerContext* context,
-    const v1::GenerateRequest* request) {
+    const absl::StatusOr<v1::GenerateRequest>& request) {
   const auto active = std::make_shared<ActiveRequest>(router, context);
   common::StreamWriterOptions options;
   options.backlog_tokens = router->limits.backlog_tokens;
@@ -62,8 +62,8 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* ActiveRequest::Start(
   options.timers = router->timers;
   router->live->Attach(active.get(), active);
   active->writer_ = Writer::Create(context, options, active, MergeTokens);
-  grpc::ServerWriteReactor<v1::GenerateResponse>* const reactor = active->writer_->reactor();
-  active->Begin(*request);
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* const reactor = active->writer_->reactor();
+  active->Begin(request);
   return reactor;
 }
 
@@ -74,7 +74,8 @@ ActiveRequest::~ActiveRequest() { router_->live->Detach(this); }
 
 // ---- start-up -------------------------------------------------------------------------------
 
-void ActiveRequest::Begin(const v1::GenerateRequest& request) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+void ActiveRequest::Begin(const absl::StatusOr<v1::GenerateRequest>& request)
+    ABSL_NO_THREAD_SAFETY_ANALYSIS {
   Event event(this);
   router_->metrics->OnArrived();
   arrival_ = now_;
@@ -82,7 +83,8 @@ void ActiveRequest::Begin(const v1::GenerateRequest& request) ABSL_NO_THREAD_SAF
   deadline_ = std::min(asked, now_ + router_->limits.max_deadline);
   // Without a deadline gRPC says "the end of time".
   if (asked > now_ + absl::Hours(24 * 365)) deadline_ = now_ + router_->limits.default_deadline;
-  if (absl::Status status = Accept(request); !status.ok()) Refuse(status);
+  const absl::Status status = request.ok() ? Accept(*request) : request.status();
+  if (!status.ok()) Refuse(status);
 }
 
 absl::Status ActiveRequest::Accept(const v1::GenerateRequest& request) {

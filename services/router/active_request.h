@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "hyserve/v1/inference.pb.h"
@@ -53,10 +54,11 @@ class ActiveRequest final : public common::StreamListener,
                             public LiveRequest,
                             public std::enable_shared_from_this<ActiveRequest> {
  public:
-  // Starts the request and returns its reactor. `request` stays valid until the call is done.
-  static grpc::ServerWriteReactor<v1::GenerateResponse>* Start(const RouterContext* router,
-                                                               grpc::CallbackServerContext* context,
-                                                               const v1::GenerateRequest* request);
+  // Starts the request and returns its reactor. `request` may be why it could not be parsed; it is
+  // read before the return only.
+  static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(
+      const RouterContext* router, grpc::CallbackServerContext* context,
+      const absl::StatusOr<v1::GenerateRequest>& request);
 
   ActiveRequest(const RouterContext* router, grpc::CallbackServerContext* context);
   ~ActiveRequest() override;
@@ -64,13 +66,13 @@ class ActiveRequest final : public common::StreamListener,
   void Shutdown() override;  // LiveRequest
 
  private:
-  using Writer = common::StreamWriter<v1::GenerateResponse>;
+  using Writer = common::StreamWriter<v1::GenerateResponse, grpc::ByteBuffer>;
   // Holds the lock for one event, then gives bookings back without it: a release may wake other
   // requests.
   class Event;
 
   // Start-up, in this order.
-  void Begin(const v1::GenerateRequest& request);
+  void Begin(const absl::StatusOr<v1::GenerateRequest>& request);
   absl::Status Accept(const v1::GenerateRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnPrompt(absl::StatusOr<std::vector<int32_t>> prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Admit(std::vector<int32_t> prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

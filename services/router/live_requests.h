@@ -89,11 +89,12 @@ class LiveRequests {
     }
     for (const std::shared_ptr<LiveRequest>& request : requests) request->Shutdown();
   }
-  // REQUIRES: ShutdownAll() was called and no new ones can come.
-  void WaitDestroyed() {
+  // Blocks until every request that there ever was is destroyed; false when `timeout` passed first.
+  // REQUIRES: ShutdownAll() was called.
+  bool WaitDestroyed(absl::Duration timeout) {
     absl::MutexLock lock(&mutex_);
     const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return objects_.empty(); };
-    mutex_.Await(absl::Condition(&none));
+    return mutex_.AwaitWithTimeout(absl::Condition(&none), timeout);
   }
 
  private:

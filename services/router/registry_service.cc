@@ -25,6 +25,10 @@ class RegistryService::Stream final
       if (id_ != 0 || refused_) return Refuse("a second registration on one stream");
       Register(report_.registration());
     } else if (report_.has_load() && id_ != 0) {
+      if (!report_.load().failure().empty() && !std::exchange(failed_, true)) {
+        common::LogError("worker failed", {{"worker", name_},
+                                           {"reason", report_.load().failure()}});
+      }
       service_->registry_->UpdateLoad(id_, report_.load());
       service_->dispatcher_->Pump();
     } else if (id_ == 0) {
@@ -72,6 +76,7 @@ class RegistryService::Stream final
   void Forget() {
     if (id_ == 0) return;
     const bool crashed = service_->registry_->Remove(std::exchange(id_, 0));
+    if (service_->stopping_) return;
     if (crashed) {
       service_->metrics_->OnWorkerCrash();
       common::LogWarning("worker lost", {{"worker", name_}});
@@ -86,6 +91,7 @@ class RegistryService::Stream final
   std::string name_;
   WorkerId id_ = 0;
   bool refused_ = false;
+  bool failed_ = false;  // as it said itself
 };
 
 RegistryService::RegistryService(WorkerRegistry* registry, Dispatcher* dispatcher,

@@ -2,6 +2,7 @@
 #ifndef HYSERVE_SERVICES_ROUTER_REGISTRY_SERVICE_H_
 #define HYSERVE_SERVICES_ROUTER_REGISTRY_SERVICE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,6 +27,9 @@ class RegistryService final : public v1::WorkerRegistry::CallbackService {
   grpc::ServerBidiReactor<v1::WorkerReport, v1::RegistryMessage>* Register(
       grpc::CallbackServerContext* context) override;
 
+  // The router stops: from now on the end of a stream says nothing about its worker.
+  void StopListening() { stopping_ = true; }
+
  private:
   class Stream;
 
@@ -34,6 +38,7 @@ class RegistryService final : public v1::WorkerRegistry::CallbackService {
   RouterMetrics* const metrics_;
   const Connect connect_;
   const uint64_t incarnation_;
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace hyserve::router

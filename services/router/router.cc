@@ -1,5 +1,6 @@
 #include "services/router/router.h"
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 
@@ -17,6 +18,8 @@ namespace hyserve::router {
 namespace {
 
 constexpr absl::Duration kHealthInterval = absl::Milliseconds(100);
+// For unary calls that run while the router stops.
+constexpr absl::Duration kUnaryGrace = absl::Milliseconds(200);
 constexpr char kInferenceService[] = "hyserve.v1.Inference";
 
 RegistryOptions RegistryOptionsOf(const common::Config& config) {
@@ -148,17 +151,23 @@ int64_t Router::open_bookings() const {
 
 void Router::Drain(absl::Duration soft, absl::Duration hard) {
   if (impl_->timers == nullptr) return;
+  const absl::Time end = absl::Now() + hard;
+  const auto left = [end] { return std::max(end - absl::Now(), absl::ZeroDuration()); };
   impl_->live.StartDraining();
   if (impl_->server != nullptr) {
     impl_->server->SetServing(false);
     impl_->server->SetServing(kInferenceService, false);
     impl_->live.WaitEmpty(soft);
     impl_->live.ShutdownAll();
-    impl_->server->Shutdown(hard - soft);
+    // The last messages of ended requests may still be on their way. Not waited for are idle
+    // connections: a client that makes no call looks at its connection every few seconds only.
+    impl_->live.WaitDestroyed(left());
+    impl_->server->Shutdown(std::min(kUnaryGrace, left()));
     impl_->live.ShutdownAll();  // calls that outlived their requests
     impl_->text_pool = nullptr;  // runs what it still holds
-    impl_->live.WaitDestroyed();
+    impl_->live.WaitDestroyed(absl::InfiniteDuration());
   }
+  impl_->registry_service.StopListening();
   if (impl_->registry_server != nullptr) impl_->registry_server->Shutdown(absl::ZeroDuration());
   impl_->metrics_server = nullptr;
   impl_->timers = nullptr;

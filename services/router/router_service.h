@@ -1,4 +1,7 @@
 // The public API over gRPC. Adaptors only: the work is in active_request and text.
+//
+// Requests are parsed here, not by gRPC, whose answer to a malformed message is UNIMPLEMENTED or
+// INTERNAL without a word about what is wrong: INVALID_ARGUMENT, with the message's name.
 #ifndef HYSERVE_SERVICES_ROUTER_ROUTER_SERVICE_H_
 #define HYSERVE_SERVICES_ROUTER_ROUTER_SERVICE_H_
 
@@ -7,22 +10,26 @@
 
 namespace hyserve::router {
 
-class RouterService final : public v1::Inference::CallbackService {
+class RouterService final
+    : public v1::Inference::WithRawCallbackMethod_Generate<
+          v1::Inference::WithRawCallbackMethod_Tokenize<
+              v1::Inference::WithRawCallbackMethod_Detokenize<
+                  v1::Inference::WithRawCallbackMethod_GetModel<v1::Inference::Service>>>> {
  public:
   // `router` must outlive the service.
   explicit RouterService(const RouterContext* router) : router_(router) {}
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
-                                     const v1::GetModelRequest* request,
-                                     v1::GetModelResponse* response) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
 
  private:
   const RouterContext* const router_;

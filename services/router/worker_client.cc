@@ -14,6 +14,9 @@
 namespace hyserve::router {
 namespace {
 
+// What gRPC takes in of a stream before it is read. Left to itself it would grow this to megabytes,
+// and a slow client would be noticed by its decode worker only when those are full.
+constexpr int kStreamWindowBytes = 64 << 10;
 // Workers keep the deadline themselves; gRPC's is the net below.
 constexpr absl::Duration kDeadlineSlack = absl::Seconds(1);
 
@@ -154,6 +157,8 @@ class GrpcWorkerLink final : public WorkerLink,
 std::shared_ptr<WorkerLink> ConnectWorker(const std::string& address) {
   grpc::ChannelArguments arguments;
   common::SetInternalChannelArguments(&arguments);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   return std::make_shared<GrpcWorkerLink>(
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
 }

@@ -23,6 +23,11 @@ bool IsSane(const v1::LoadReport& load) {
          ok(load.decode_step_ms()) && ok(load.link_bytes_per_second());
 }
 
+// Known, going to stay, and able to compute.
+bool IsUsable(const v1::LoadReport& load) {
+  return load.blocks_total() > 0 && !load.draining() && load.failure().empty();
+}
+
 }  // namespace
 
 WorkerRegistry::WorkerRegistry(RegistryOptions options)
@@ -140,7 +145,7 @@ bool WorkerRegistry::RemoveLocked(WorkerId id, Lost* lost) {
   const auto found = std::find_if(workers_.begin(), workers_.end(),
                                   [id](const State& state) { return state.worker->id == id; });
   if (found == workers_.end()) return false;
-  const bool crashed = !found->load.draining();
+  const bool crashed = !found->load.draining() || !found->load.failure().empty();
   workers_.erase(found);
   prefixes_.RemoveWorker(id);
   pairs_.RemoveWorker(id);
@@ -202,7 +207,7 @@ AssignmentResult WorkerRegistry::Assign(const RouteRequest& request,
   std::vector<State*> prefill, decode, monolithic;
   for (State& state : workers_) {
     // The memory of a worker that has not reported yet is unknown.
-    if (state.load.blocks_total() == 0) continue;
+    if (state.load.blocks_total() == 0 || !state.load.failure().empty()) continue;
     switch (state.worker->registration.role()) {
       case v1::WORKER_ROLE_PREFILL:
         snapshot.prefill.push_back(View(state, &request));
@@ -315,13 +320,12 @@ WorkerRegistry::Stats WorkerRegistry::stats(absl::Time now) const {
     by_id[state.worker->id] = &state;
     stats.workers.push_back({registration.name(), registration.role(), state.booked_sequences,
                              state.load.draining(), state.load.blocks_total() > 0});
-    if (state.load.draining() || state.load.blocks_total() == 0) continue;
+    if (!IsUsable(state.load)) continue;
     if (registration.role() == v1::WORKER_ROLE_MONOLITHIC) stats.can_serve = true;
     if (registration.role() == v1::WORKER_ROLE_PREFILL) prefill_groups.push_back(state.group);
   }
   for (const State& state : workers_) {
-    if (state.worker->registration.role() != v1::WORKER_ROLE_DECODE || state.load.draining() ||
-        state.load.blocks_total() == 0) {
+    if (state.worker->registration.role() != v1::WORKER_ROLE_DECODE || !IsUsable(state.load)) {
       continue;
     }
     stats.can_serve |= std::find(prefill_groups.begin(), prefill_groups.end(), state.group) !=

@@ -81,7 +81,7 @@ class WorkerRegistry {
                                std::shared_ptr<WorkerLink> link);
   // Nonsense values are ignored. An unknown id has no effect.
   void UpdateLoad(WorkerId id, const v1::LoadReport& load);
-  // True if it was there and not draining: a crash.
+  // True if it was there and not draining, or had failed: a crash.
   bool Remove(WorkerId id);
 
   // Picks, books, and remembers the prefix. `listener` hears about lost workers until both sides

@@ -21,6 +21,17 @@ inline constexpr size_t kMaxCacheScopeBytes = 64;
 // Values are not judged here: Engine::Submit and Reserve do.
 sampling::SamplingParams ToSamplingParams(const v1::WorkerSampling& sampling);
 void FillSampledToken(const sampling::SampledToken& token, v1::SampledToken* out);
+// `Event` is v1::PrefillEvent or v1::DecodeEvent.
+template <typename Event>
+Event PromptLogprobsEvent(int32_t first_index,
+                          const std::vector<sampling::SampledToken>& logprobs) {
+  Event event;
+  event.mutable_prompt_logprobs()->set_first_index(first_index);
+  for (const sampling::SampledToken& token : logprobs) {
+    FillSampledToken(token, event.mutable_prompt_logprobs()->add_logprobs());
+  }
+  return event;
+}
 
 // INVALID_ARGUMENT for an id or a cache scope that no router sends.
 absl::Status CheckRequestId(const v1::RequestId& id);

@@ -7,7 +7,9 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "kv_transfer/cuda/open_device.h"
 #include "kv_transfer/ucx/ucx_transport.h"
+#include "services/common/logging.h"
 
 namespace hyserve::worker {
 namespace {
@@ -38,6 +40,7 @@ runtime::EngineOptions ToEngineOptions(const common::Config& config,
                                        const common::WorkerSettings& settings) {
   runtime::EngineOptions options;
   options.device.name = settings.device;
+  options.device.isa = settings.isa;
   options.device.num_threads = settings.threads;
   options.model_directory = config.model.path;
   options.random_preset = config.model.random_preset;
@@ -45,6 +48,7 @@ runtime::EngineOptions ToEngineOptions(const common::Config& config,
       config.model.random_dtype == "f32" ? tensor::DType::kF32 : tensor::DType::kBF16;
   options.random_seed = static_cast<uint64_t>(config.model.random_seed);
   options.kv_memory_bytes = settings.kv_memory_bytes;
+  options.kv_memory_share = settings.kv_memory_share;
   options.max_context_tokens = settings.max_context_tokens;
   options.max_sequences = settings.max_sequences;
   options.chunk_tokens = settings.chunk_tokens;
@@ -60,8 +64,7 @@ kv_transfer::MemoryKind ToMemoryKind(const common::WorkerSettings& settings) {
 }
 
 kv_transfer::ExporterOptions ToExporterOptions(const common::TransferSettings& settings,
-                                               const kv_transfer::Transport& transport,
-                                               kv_transfer::MemoryKind kind) {
+                                               const kv_transfer::Transport& transport) {
   kv_transfer::ExporterOptions options;
   options.lease = settings.lease;
   options.pending_pull_hold = settings.lease;
@@ -69,19 +72,18 @@ kv_transfer::ExporterOptions ToExporterOptions(const common::TransferSettings& s
   options.max_message_bytes = std::min(static_cast<size_t>(settings.max_message_bytes),
                                        transport.preferred_message_bytes());
   options.max_messages_in_flight = settings.messages_in_flight;
-  options.checksum = kind == kv_transfer::MemoryKind::kHost;
+  // Messages of device memory take no host memory, and many checksums cost little more than one.
+  if (transport.device() != nullptr) options.max_messages_in_flight *= 4;
   return options;
 }
 
-kv_transfer::ImporterOptions ToImporterOptions(const common::TransferSettings& settings,
-                                               kv_transfer::MemoryKind kind) {
+kv_transfer::ImporterOptions ToImporterOptions(const common::TransferSettings& settings) {
   kv_transfer::ImporterOptions options;
   options.renew_interval = settings.lease_renew;
   options.progress_timeout = settings.progress_timeout;
   options.silence_timeout = 3 * settings.lease_renew;
   options.transfer_deadline = settings.progress_timeout;
   options.commit_give_up = settings.lease;
-  options.checksum = kind == kv_transfer::MemoryKind::kHost;
   return options;
 }
 
@@ -109,6 +111,16 @@ absl::StatusOr<std::unique_ptr<kv_transfer::Transport>> MakeTransport(
   if (!settings.advertise.empty()) options.advertise_address = ToNumeric(HostOf(settings.advertise));
   options.transports = transfer.transports;
   options.net_devices = transfer.net_devices;
+  auto device = kv_transfer::OpenDevice(settings.device);
+  if (!device.ok()) return device.status();
+  options.device = *std::move(device);
+  options.on_path = [](const kv_transfer::PathReport& report) {
+    common::LogInfo("path of device memory",
+                    {{"path", kv_transfer::Name(report.path)},
+                     {"connection", report.connection},
+                     {"bytes_per_second", report.bytes_per_second},
+                     {"reason", report.reason}});
+  };
   const bool is_loopback =
       options.listen_address.rfind("127.", 0) == 0 || options.listen_address == "::1";
   if (options.net_devices.empty() && is_loopback) options.net_devices = "lo";

@@ -23,10 +23,8 @@ runtime::EngineOptions ToEngineOptions(const common::Config& config,
 
 // `transport` decides the size of a message, within the configuration's limit.
 kv_transfer::ExporterOptions ToExporterOptions(const common::TransferSettings& settings,
-                                               const kv_transfer::Transport& transport,
-                                               kv_transfer::MemoryKind kind);
-kv_transfer::ImporterOptions ToImporterOptions(const common::TransferSettings& settings,
-                                               kv_transfer::MemoryKind kind);
+                                               const kv_transfer::Transport& transport);
+kv_transfer::ImporterOptions ToImporterOptions(const common::TransferSettings& settings);
 
 kv_transfer::MemoryKind ToMemoryKind(const common::WorkerSettings& settings);
 // The engine's KV pool as the transfer sees it.

@@ -23,12 +23,17 @@ WorkerCore::WorkerCore(const common::Config& config, const common::WorkerSetting
 
 absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(
     const common::Config& config, const common::WorkerSettings& settings) {
+  return Create(config, settings, [&](runtime::StepObserver observer) {
+    return runtime::Engine::Create(ToEngineOptions(config, settings), std::move(observer));
+  });
+}
+
+absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(
+    const common::Config& config, const common::WorkerSettings& settings, MakeEngine make_engine) {
   std::unique_ptr<WorkerCore> core(new WorkerCore(config, settings));
-  auto engine =
-      runtime::Engine::Create(ToEngineOptions(config, settings),
-                              [metrics = core->metrics_.get()](const runtime::StepStats& step) {
-                                metrics->OnStep(step);
-                              });
+  auto engine = make_engine([metrics = core->metrics_.get()](const runtime::StepStats& step) {
+    metrics->OnStep(step);
+  });
   if (!engine.ok()) return engine.status();
   core->engine_ = *std::move(engine);
   core->metrics_->SetEngine(*core->engine_);
@@ -37,6 +42,7 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(
 }
 
 absl::Status WorkerCore::CheckAcceptsWork() const {
+  if (absl::Status status = engine_->health(); !status.ok()) return status;
   if (!draining_) return absl::OkStatus();
   return absl::UnavailableError("draining: this worker is going away");
 }
@@ -91,6 +97,7 @@ v1::LoadReport WorkerCore::Load(const kv_transfer::TransferStats* stats) const {
   report.set_prefill_tokens_per_second(load.prefill_tokens_per_second);
   report.set_decode_step_ms(load.decode_step_ms);
   report.set_draining(draining_);
+  report.set_failure(std::string(engine_->health().message()));
   if (stats == nullptr) return report;
   report.set_blocks_quarantined(stats->quarantined_blocks.value() + stats->draining_blocks.value());
   report.set_link_bytes_per_second(static_cast<double>(stats->link_bytes_per_second.value()));

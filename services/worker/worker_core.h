@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -27,6 +28,12 @@ class WorkerCore {
   // the configuration's or the checkpoint's.
   static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const common::Config& config,
                                                             const common::WorkerSettings& settings);
+  // With an engine that `make_engine` makes, given what it must report to.
+  using MakeEngine =
+      absl::FunctionRef<absl::StatusOr<std::unique_ptr<runtime::Engine>>(runtime::StepObserver)>;
+  static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const common::Config& config,
+                                                            const common::WorkerSettings& settings,
+                                                            MakeEngine make_engine);
 
   const common::Config& config() const { return config_; }
   const common::WorkerSettings& settings() const { return settings_; }
@@ -39,7 +46,8 @@ class WorkerCore {
   LiveCount& streams() { return streams_; }      // calls that gRPC has not ended
   runtime::SequenceId NextSequenceId() { return next_sequence_id_.fetch_add(1); }
 
-  // UNAVAILABLE "draining: ..." once SetDraining() was called.
+  // UNAVAILABLE "draining: ..." once SetDraining() was called, "device_failed: ..." once the device
+  // is lost.
   absl::Status CheckAcceptsWork() const;
   void SetDraining() { draining_ = true; }
   bool draining() const { return draining_; }

@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<WorkerHost>> WorkerHost::Start(const WorkerHostOp
   absl::Status status = host->StartServers();
   if (!status.ok()) return status;
   if (options.registers) host->Register();
+  absl::MutexLock lock(&host->health_->mutex);
   host->ScheduleHealthCheck();
   return host;
 }
@@ -128,6 +129,9 @@ int WorkerHost::metrics_port() const {
 }
 
 std::string WorkerHost::NotReadyReason() const {
+  if (const absl::Status health = options_.core->engine().health(); !health.ok()) {
+    return std::string(health.message());
+  }
   if (options_.core->draining()) return "draining";
   if (!options_.registers) return "";
   const auto client = registration();
@@ -141,10 +145,23 @@ bool WorkerHost::WaitRegistered(absl::Duration timeout) const {
 
 void WorkerHost::ScheduleHealthCheck() {
   server_->SetServing(NotReadyReason().empty());
+  const absl::Status device = options_.core->engine().health();
+  if (!device.ok() && !std::exchange(health_->failed, true)) {
+    common::LogError("the device is lost; this worker can compute nothing any more",
+                     {{"reason", std::string(device.message())}});
+    if (const auto client = registration()) client->ReportNow();
+    if (health_->on_failure) health_->on_failure();
+  }
   options_.core->timers().ScheduleAfter(kHealthInterval, [this, health = health_] {
     absl::MutexLock lock(&health->mutex);
     if (!health->stopping) ScheduleHealthCheck();
   });
+}
+
+void WorkerHost::OnDeviceFailure(std::function<void()> call) {
+  absl::MutexLock lock(&health_->mutex);
+  health_->on_failure = std::move(call);
+  if (health_->failed && health_->on_failure) health_->on_failure();
 }
 
 void WorkerHost::Drain(absl::Duration soft, absl::Duration hard) {

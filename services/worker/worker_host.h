@@ -45,6 +45,9 @@ class WorkerHost {
   // Empty while the worker can take work, else why not.
   std::string NotReadyReason() const;
   bool WaitRegistered(absl::Duration timeout) const;
+  // `call` is made once the device is lost, at once if it is; on a thread of the timers. Health is
+  // NOT_SERVING by then and the router has been told or will be with the next report.
+  void OnDeviceFailure(std::function<void()> call);
 
   // No new work; running calls may go on for `soft`, then they are cancelled and have until `hard` to
   // give back what they hold. Blocks.
@@ -57,13 +60,15 @@ class WorkerHost {
   struct HealthCheck {
     absl::Mutex mutex;
     bool stopping ABSL_GUARDED_BY(mutex) = false;
+    bool failed ABSL_GUARDED_BY(mutex) = false;
+    std::function<void()> on_failure ABSL_GUARDED_BY(mutex);
   };
 
   absl::Status StartServers();
   void Register();
   v1::LoadReport Load();
   // Health follows readiness.
-  void ScheduleHealthCheck();
+  void ScheduleHealthCheck() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_->mutex);
   std::shared_ptr<common::WorkerRegistrationClient> registration() const;
   void StopRegistration();
 

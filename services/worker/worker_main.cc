@@ -45,6 +45,18 @@ absl::StatusOr<common::WorkerSettings> ChooseWorker(const common::Config& config
   return settings;
 }
 
+int ServeUntilStopped(WorkerHost& host, const WorkerCore& core, common::ShutdownSignal& shutdown) {
+  host.OnDeviceFailure([&shutdown] { shutdown.Trigger(); });
+  const int signal = shutdown.Wait();
+  host.OnDeviceFailure(nullptr);
+  const absl::Status device = core.engine().health();
+  common::LogInfo("draining", {{"signal", signal},
+                               {"reason", device.ok() ? "asked to stop"
+                                                      : std::string(device.message())}});
+  host.Drain(core.config().limits.drain_soft, core.config().limits.drain_hard);
+  return device.ok() ? 0 : 1;
+}
+
 void IgnoreUcxEnvironment() {
   for (const std::string& variable : kv_transfer::ClearUcxEnvironment()) {
     common::LogWarning("ignored: the configuration decides", {{"variable", variable}});

@@ -1,5 +1,6 @@
 // The main function of a worker's executable: constructs in order, waits for a signal, drains. Exit
-// codes: 64 command line, 78 configuration or model, 1 anything that the machine refused.
+// codes: 64 command line, 78 configuration or model, 1 anything that the machine refused, or a device
+// that was lost.
 #ifndef HYSERVE_SERVICES_WORKER_WORKER_MAIN_H_
 #define HYSERVE_SERVICES_WORKER_WORKER_MAIN_H_
 
@@ -15,6 +16,7 @@
 #include "services/common/shutdown_signal.h"
 #include "services/worker/setup.h"
 #include "services/worker/worker_core.h"
+#include "services/worker/worker_host.h"
 
 namespace hyserve::worker {
 
@@ -28,6 +30,9 @@ absl::StatusOr<common::WorkerSettings> ChooseWorker(const common::Config& config
 
 // Removes UCX's variables from the environment and logs them.
 void IgnoreUcxEnvironment();
+
+// Until a signal comes or the device is lost; then drains. The exit code.
+int ServeUntilStopped(WorkerHost& host, const WorkerCore& core, common::ShutdownSignal& shutdown);
 
 // `Worker::Start(core, transport)`, `worker->host()`; `roles` of the configuration that it can be.
 template <typename Worker>
@@ -63,12 +68,10 @@ int WorkerMain(int argc, char** argv, const std::string& program,
   if (!worker.ok()) return ExitWith(1, program, worker.status());
   common::LogInfo("serving", {{"address", (*worker)->host().address()}});
 
-  const int signal = shutdown.Wait();
-  common::LogInfo("draining", {{"signal", signal}});
-  (*worker)->host().Drain(config->limits.drain_soft, config->limits.drain_hard);
+  const int code = ServeUntilStopped((*worker)->host(), (*worker)->core(), shutdown);
   *worker = nullptr;
-  common::LogInfo("stopped");
-  return 0;
+  common::LogInfo("stopped", {{"code", code}});
+  return code;
 }
 
 }  // namespace hyserve::worker

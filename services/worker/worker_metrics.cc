@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/strings.h"
+#include "kv_transfer/data_path.h"
 #include "services/common/metric_table.h"
 #include "services/common/status_mapping.h"
 
@@ -25,7 +26,7 @@ std::string ReasonOf(const absl::Status& status) {
   if (status.ok()) return "end";
   static constexpr std::string_view kCauses[] = {
       "stale_attempt", "stale_incarnation", "handoff_failed", "layout_mismatch",
-      "transport_mismatch", "slow_consumer", "draining"};
+      "transport_mismatch", "slow_consumer", "draining", "device_failed"};
   const std::string_view message = ToStd(status.message());
   for (const std::string_view cause : kCauses) {
     if (message.substr(0, cause.size()) == cause) return std::string(cause);
@@ -175,6 +176,17 @@ void WorkerMetrics::RefreshTransfer(const kv_transfer::TransferStats& stats,
   RaiseTo(metric::kKvTransferBytes, stats.block_bytes.value(), bytes("bulk"));
   RaiseTo(metric::kKvTransferBytes, stats.slab_bytes.value(), bytes("swa"));
   RaiseTo(metric::kKvTransferBytes, stats.selection_bytes.value(), bytes("selection"));
+  for (const kv_transfer::DataPath path :
+       {kv_transfer::DataPath::kHost, kv_transfer::DataPath::kDirect,
+        kv_transfer::DataPath::kStaged}) {
+    if (stats.paths == nullptr) break;
+    const int i = static_cast<int>(path);
+    const std::string name(kv_transfer::Name(path));
+    RaiseTo(metric::kKvPathBytes, stats.paths->sent_bytes[i].value(),
+            {{"direction", "send"}, {"path", name}});
+    RaiseTo(metric::kKvPathBytes, stats.paths->received_bytes[i].value(),
+            {{"direction", "receive"}, {"path", name}});
+  }
   RaiseTo(metric::kKvLeaseExpired, stats.lease_expired.value());
   RaiseTo(metric::kKvForcedCloses, stats.forced_closes.value());
   RaiseTo(metric::kKvIntegrityFailures, stats.integrity_failures.value());

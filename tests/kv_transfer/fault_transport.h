@@ -34,14 +34,21 @@ class FaultTransport final : public Transport {
   uint64_t incarnation() const override { return inner_.incarnation(); }
   std::string Description() const override { return inner_.Description(); }
   size_t preferred_message_bytes() const override { return inner_.preferred_message_bytes(); }
+  DeviceMemory* device() const override { return inner_.device(); }
+  const PathCounters& paths() const override { return inner_.paths(); }
   absl::Status RegisterMemory(void* data, size_t bytes, MemoryKind kind) override {
     return inner_.RegisterMemory(data, bytes, kind);
   }
   void SetHandler(Channel channel, TransportHandler* handler) override {
     Shim& shim = shims_[static_cast<size_t>(channel)];
+    if (handler == nullptr) {
+      inner_.SetHandler(channel, nullptr);  // the shim is not called any more
+      shim.handler = nullptr;
+      return;
+    }
     shim.owner = this;
     shim.handler = handler;
-    inner_.SetHandler(channel, handler == nullptr ? nullptr : &shim);
+    inner_.SetHandler(channel, &shim);
   }
   void Post(std::function<void()> job) override { inner_.Post(std::move(job)); }
   ClockTime Now() const override { return inner_.Now(); }
@@ -90,6 +97,9 @@ class FaultTransport final : public Transport {
   void Close(EndpointId endpoint) override { inner_.Close(endpoint); }
   std::string EndpointDescription(EndpointId endpoint) const override {
     return inner_.EndpointDescription(endpoint);
+  }
+  DataPath EndpointPath(EndpointId endpoint) const override {
+    return inner_.EndpointPath(endpoint);
   }
 
   int64_t damaged = 0;

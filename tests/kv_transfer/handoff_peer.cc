@@ -1,7 +1,7 @@
 // The other process of the UCX tests and of the bandwidth benchmark. Speaks lines on stdin and
 // stdout:
 //
-//   exporter LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS [MESSAGE_BYTES]
+//   exporter LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS [MESSAGE_BYTES [DEVICE [POLICY [STAGING_BYTES]]]]
 //     -> READY <address> <incarnation>
 //     <- OFFER <seed> <epoch> <tokens> <first block> <1: all of it, 0: layer 0 only>
 //     -> RELEASED <seed> <reason>
@@ -9,6 +9,8 @@
 //     <- PULL <seed> <epoch> <tokens> <first block> <address> <incarnation>
 //     -> DONE <seed> <status code> <payload bytes> <holds the right bytes: 0 or 1> <seconds>
 //   both <- QUIT
+//
+// DEVICE: cpu, fake, or as OpenDevice() takes it. POLICY: auto, direct or staged.
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -23,6 +25,8 @@
 #include "kv_transfer/link_probe.h"
 #include "kv_transfer/ucx/ucx_transport.h"
 #include "tests/kv_transfer/handoff_pool.h"
+#include "tests/kv_transfer/path_policy.h"
+#include "tests/kv_transfer/test_device.h"
 
 namespace hyserve::kv_transfer {
 namespace {
@@ -110,15 +114,18 @@ int ServeImporter(Transport& transport, HandoffPool& pool) {
 int Main(int argc, char** argv) {
   if (argc < 6) {
     std::cerr << "usage: handoff_peer exporter|importer LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS"
-                 " [MESSAGE_BYTES]\n";
+                 " [MESSAGE_BYTES [DEVICE [POLICY [STAGING_BYTES]]]]\n";
     return 2;
   }
   UcxOptions options;
   options.net_devices = "lo";
   if (argc > 6) options.message_bytes = std::strtoull(argv[6], nullptr, 10);
+  if (argc > 7) options.device = OpenTestDevice(argv[7]);
+  if (argc > 8) options.device_path = PolicyOf(argv[8]);
+  if (argc > 9) options.staging_bytes = std::strtoull(argv[9], nullptr, 10);
   HandoffPool pool(TestLayout(std::atoi(argv[2]), std::atoi(argv[3]),
                               std::strtoull(argv[4], nullptr, 10)),
-                   std::atoll(argv[5]), 1);
+                   std::atoll(argv[5]), 1, options.device);
   auto transport = CreateUcxTransport(options);
   if (!transport.ok()) {
     std::cerr << transport.status() << "\n";

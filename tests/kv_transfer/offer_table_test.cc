@@ -92,10 +92,10 @@ class OfferTableTest : public testing::Test {
       table_->SlabReady(TestId(1), std::vector<int32_t>(4), "t", now_, actions);
     });
   }
-  std::vector<std::string> Sent() {
+  std::vector<std::string> Sent(bool possible = true) {
     const OperationId operation = sends_.front();
     sends_.erase(sends_.begin());
-    return Do([&](auto& actions) { table_->OnSent(operation, now_, actions); });
+    return Do([&](auto& actions) { table_->OnSent(operation, now_, actions, possible); });
   }
   std::vector<std::string> Abort() {
     return Do([&](auto& actions) { table_->Abort(TestId(1), now_, actions); });
@@ -172,6 +172,14 @@ TEST_F(OfferTableTest, AnIdIsNeverUsedTwice) {
   EXPECT_THAT(Abort(), ElementsAre("aborted"));
   EXPECT_THAT(Offer(), ElementsAre("aborted"));
   EXPECT_THAT(Say(From(), PullOf()), ElementsAre("failed1"));
+}
+
+TEST_F(OfferTableTest, WhatCannotBeSentEndsTheOfferWhenTheOtherSendsHaveEnded) {
+  Offer();
+  Say(From(), PullOf());
+  EXPECT_THAT(Ready(0, kTokens), ElementsAre("L0:0+2@4", "L0:2+1@9"));
+  EXPECT_THAT(Sent(false), ElementsAre("failed5"));
+  EXPECT_THAT(Sent(false), ElementsAre("aborted"));
 }
 
 TEST_F(OfferTableTest, AbortWaitsForSendsAndThenForcesThem) {
@@ -270,14 +278,15 @@ TEST_F(OfferTableTest, EachFenceRefusesAndWithoutItThePullIsServed) {
   struct Case {
     const char* name;
     bool Fences::*fence;
-    std::string refusal;
+    std::vector<std::string> refusal;
     std::function<void(Envelope&, PullBody&)> spoil;
   };
   const std::vector<Case> cases = {
-      {"epoch", &Fences::epoch, "failed3", [](Envelope& e, PullBody&) { e.epoch = 4; }},
-      {"incarnation", &Fences::incarnation, "failed4",
+      {"epoch", &Fences::epoch, {"failed3"}, [](Envelope& e, PullBody&) { e.epoch = 4; }},
+      {"incarnation", &Fences::incarnation, {"failed4"},
        [](Envelope& e, PullBody&) { e.receiver_incarnation = kSelf + 1; }},
-      {"layout", &Fences::layout, "failed2", [](Envelope&, PullBody& b) { b.layout_hash ^= 1; }},
+      {"layout", &Fences::layout, {"failed2", "aborted"},
+       [](Envelope&, PullBody& b) { b.layout_hash ^= 1; }},
   };
   for (const Case& c : cases) {
     for (const bool on : {true, false}) {
@@ -289,17 +298,33 @@ TEST_F(OfferTableTest, EachFenceRefusesAndWithoutItThePullIsServed) {
       Envelope envelope = From();
       PullBody body = PullOf();
       c.spoil(envelope, body);
-      EXPECT_THAT(Say(envelope, body), ElementsAre(on ? c.refusal : "L0:0+1@4")) << c.name;
+      const std::vector<std::string> served = {"L0:0+1@4"};
+      EXPECT_EQ(Say(envelope, body), on ? c.refusal : served) << c.name;
     }
   }
 }
 
-TEST_F(OfferTableTest, APullOfAnotherLengthIsRefused) {
+// Nobody else will come for that offer: its memory is free at once, not when the lease ends.
+TEST_F(OfferTableTest, APullOfAnotherLengthIsRefusedAndEndsTheOffer) {
+  PullBody longer = PullOf();
+  longer.num_tokens += 1;
+  for (const PullBody& body : {longer, PullOf({0, 1})}) {
+    const uint64_t id = body.num_tokens;
+    Offer(id);
+    EXPECT_THAT(Say(From(id), body), ElementsAre("failed2", "aborted"));
+    EXPECT_EQ(table_->num_offers(), 0);
+  }
+  // Before the offer: refused as soon as it is there.
+  EXPECT_THAT(Say(From(), longer), IsEmpty());
+  EXPECT_THAT(Offer(), ElementsAre("failed2", "aborted"));
+}
+
+TEST_F(OfferTableTest, AWrongPullDoesNotDisturbARightOne) {
   Offer();
-  PullBody body = PullOf();
-  body.num_tokens += 1;
-  EXPECT_THAT(Say(From(), body), ElementsAre("failed2"));
-  EXPECT_THAT(Say(From(), PullOf({0, 1})), ElementsAre("failed2"));
+  Ready(0, 64);
+  EXPECT_THAT(Say(From(), PullOf()), ElementsAre("L0:0+1@4"));
+  EXPECT_THAT(Say(From(1, 5, 2), PullOf({0, 1})), ElementsAre("failed2"));
+  EXPECT_EQ(table_->num_offers(), 1);
 }
 
 }  // namespace

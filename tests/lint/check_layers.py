@@ -24,6 +24,7 @@ ALLOWED = {
     "engine/tokenizer": [],
     "kv_transfer": ["engine/kv_cache/kv_layout.h", "engine/tensor/tensor.h"],
     "kv_transfer/loopback": ["kv_transfer", "engine/kv_cache/kv_layout.h"],
+    "kv_transfer/cuda": ["kv_transfer"],
     "kv_transfer/ucx": ["kv_transfer", "engine/kv_cache/kv_layout.h"],
     "services/common": ["hyserve", "google", "engine/kv_cache/kv_layout.h", "engine/tensor/tensor.h"],
     "services/router": ["services/common", "hyserve", "google", "engine/tokenizer",
@@ -43,7 +44,7 @@ ROOTS = ("base", "engine", "kv_transfer", "services")
 ONLY_IN = {
     r"ucp/api|ucs/|uct/": ["kv_transfer/ucx"],
     r"grpcpp/|grpc/": ["services"],
-    r"cuda": ["engine/tensor", "engine/kernels", "kv_transfer/ucx"],
+    r"cuda": ["engine/tensor", "engine/kernels", "kv_transfer/cuda"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
 
@@ -86,6 +87,8 @@ def tracked_sources(root):
     skipped = {"build", ".git", ".cache", "testdata", "seeds"}
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
+        if relative.parts[0].startswith("build-"):  # ignored by git, as build/
+            continue
         if path.suffix in SOURCE_SUFFIXES and path.is_file() and not skipped & set(relative.parts):
             yield path
 

@@ -133,7 +133,9 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
   }
   using Logits = model::SequenceRows::Logits;
   output->logits.clear();
+  output->greedy_tokens.clear();
   output->logit_row_begin.assign(1, 0);
+  bool greedy = false, logits = false;
   output->selections.assign(input.sequences.size(), {});
   for (size_t s = 0; s < input.sequences.size(); ++s) {
     const model::SequenceRows& rows = input.sequences[s];
@@ -142,8 +144,10 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
     const bool nan = std::find(rows.token_ids.begin(), rows.token_ids.end(), nan_token_id_) !=
                      rows.token_ids.end();
     const int32_t first = rows.logits == Logits::kAll    ? rows.first_position
-                          : rows.logits == Logits::kLast ? last
+                          : rows.logits != Logits::kNone ? last
                                                          : last + 1;
+    greedy |= rows.logits == Logits::kGreedy;
+    logits |= rows.logits == Logits::kLast || rows.logits == Logits::kAll;
     for (int32_t p = first; p <= last; ++p) AppendLogits(rows, p, pool, nan, &output->logits);
     output->logit_row_begin.push_back(output->logit_row_begin.back() + last + 1 - first);
     if (rows.want_selection) {
@@ -151,6 +155,15 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
       output->selections[s] = {0, own_block > 0 ? own_block : -1};
     }
   }
+  // As a real model: what nobody asks for is not there.
+  const auto vocab = static_cast<std::ptrdiff_t>(config_.vocab_size);
+  for (auto row = output->logits.begin(); greedy && row != output->logits.end(); row += vocab) {
+    const auto best = std::max_element(row, row + vocab, [](float a, float b) {
+      return std::isnan(a) ? !std::isnan(b) : a < b;
+    });
+    output->greedy_tokens.push_back(std::isnan(*best) ? -1 : static_cast<int32_t>(best - row));
+  }
+  if (!logits) output->logits.clear();
   return absl::OkStatus();
 }
 

@@ -185,6 +185,10 @@ FakeWorker::FakeWorker(const FakeWorkerOptions& options)
     load.set_blocks_total(options_.blocks);
     load.set_blocks_free(options_.blocks);
     load.set_draining(draining_);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      load.set_failure(failure_);
+    }
     load.set_prefill_tokens_per_second(options_.prefill_tokens_per_second);
     return load;
   };
@@ -212,6 +216,14 @@ void FakeWorker::DropRegistration() { registration_ = nullptr; }
 
 void FakeWorker::SetDraining(bool draining) {
   draining_ = draining;
+  if (registration_ != nullptr) registration_->ReportNow();
+}
+
+void FakeWorker::SetFailure(const std::string& why) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    failure_ = why;
+  }
   if (registration_ != nullptr) registration_->ReportNow();
 }
 

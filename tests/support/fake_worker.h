@@ -70,6 +70,8 @@ class FakeWorker {
   // Only the registration breaks; calls go on.
   void DropRegistration();
   void SetDraining(bool draining);
+  // Reports that it can compute nothing any more.
+  void SetFailure(const std::string& why);
 
   bool WaitRegistered() const;
   int prefill_calls() const { return prefill_calls_; }
@@ -89,6 +91,7 @@ class FakeWorker {
   std::atomic<int> decode_calls_{0};
   std::atomic<int> cancelled_calls_{0};
   std::atomic<bool> draining_{false};
+  std::string failure_;  // guarded by mutex_
   std::unique_ptr<Prefills> prefills_;
   std::unique_ptr<Decodes> decodes_;
   std::unique_ptr<common::GrpcServer> server_;

@@ -24,6 +24,7 @@ absl::Status AddRmsNorm(CpuDevice& device, const AddRmsNormParams& params);
 absl::Status Linear(CpuDevice& device, const LinearParams& params);
 absl::Status SwiGlu(CpuDevice& device, const SwiGluParams& params);
 absl::Status GatherRows(CpuDevice& device, const GatherRowsParams& params);
+absl::Status ArgmaxRows(CpuDevice& device, const ArgmaxRowsParams& params);
 absl::Status MixtureOfExperts(CpuDevice& device, const MoeParams& params);
 absl::Status Rotary(CpuDevice& device, const RotaryParams& params);
 absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params);

@@ -56,6 +56,12 @@ std::string AttentionShape::Name() const {
          std::to_string(window) + "_" + std::string(tensor::Name(cache_dtype));
 }
 
+AttentionShape OnDevice(const TestDevice& device, AttentionShape shape) {
+  shape.activation_dtype = device.activation();
+  if (shape.activation_dtype == DType::kBF16) shape.cache_dtype = DType::kBF16;
+  return shape;
+}
+
 AttentionWorld::AttentionWorld(const AttentionShape& shape, std::vector<int> sequence_lengths,
                                uint64_t seed)
     : shape_(shape), lengths_(std::move(sequence_lengths)) {
@@ -66,8 +72,8 @@ AttentionWorld::AttentionWorld(const AttentionShape& shape, std::vector<int> seq
       pages_.push_back(RandomKeyValues(random, shape, lengths_[sequence]));
       window_.push_back(RandomKeyValues(random, shape, lengths_[sequence]));
     }
-    q_.push_back(random.Normal(length * q_cols(), 1.5f));
-    gates_.push_back(random.Normal(2 * length * out_cols()));
+    q_.push_back(Rounded(random.Normal(length * q_cols(), 1.5f), shape.activation_dtype));
+    gates_.push_back(Rounded(random.Normal(2 * length * out_cols()), shape.activation_dtype));
   }
   Random random(seed + 1);
   window_sink_ = random.Normal(shape.num_heads);

@@ -19,9 +19,13 @@ struct AttentionShape {
   int v_head_dim = 0;
   int window = 128;
   tensor::DType cache_dtype = tensor::DType::kF32;
+  tensor::DType activation_dtype = tensor::DType::kF32;  // queries and gates are rounded to it
   int heads_per_group() const { return num_heads / num_kv_heads; }
   std::string Name() const;
 };
+
+// shape with the dtypes that the device has: a GPU keeps activations and caches in bf16.
+AttentionShape OnDevice(const TestDevice& device, AttentionShape shape);
 
 // Rows of a sequence in the step: positions [first_position, first_position + num_rows).
 struct StepRows {
@@ -51,7 +55,7 @@ class AttentionWorld {
   KeyValues& mutable_pages(int sequence, int kv_head) {
     return pages_[sequence * shape_.num_kv_heads + kv_head];
   }
-  // [num_heads * head_dim] of one position; rounded to nothing (activations).
+  // [num_heads * head_dim] of one position.
   const float* q(int sequence, int position) const {
     return q_[sequence].data() + static_cast<int64_t>(position) * q_cols();
   }

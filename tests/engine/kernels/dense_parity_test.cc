@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "engine/kernels/ops.h"
 #include "tests/engine/kernels/reference_ops.h"
@@ -17,12 +19,22 @@ using tensor::TensorView;
 class DenseParity : public ::testing::TestWithParam<tensor::DeviceOptions> {
  protected:
   DenseParity() : device_(GetParam()) {}
-  // Relative to the size of the result's terms.
-  double tolerance() const { return device_.activation() == DType::kF32 ? 3e-6 : 2e-2; }
+  bool exact() const { return device_.activation() == DType::kF32; }
+  // Of f32 sums, relative to the size of the result's terms.
+  double tolerance() const { return exact() ? 3e-6 : 2e-5; }
+  // Of activations in rows of cols.
+  std::string Difference(const TensorView& got, const Doubles& want) const {
+    const std::vector<float> values = device_.Download(got);
+    return exact() ? FirstDifference(values, want, 3e-6, 3e-6)
+                   : FirstRowDifference(values, want, got.cols, kBf16Tolerance);
+  }
   std::vector<float> Input(const std::vector<float>& values) const {
     return Rounded(values, device_.activation());
   }
-  // x of a product, as the device takes it.
+  // Weights and x of a product, as the device takes them.
+  std::vector<float> Weights(const std::vector<float>& values, DType dtype) const {
+    return Rounded(values, WeightDType(GetParam(), dtype));
+  }
   std::vector<float> Factor(const std::vector<float>& values, DType weight_dtype) const {
     return RoundsActivations(GetParam(), weight_dtype) ? Rounded(values, DType::kBF16)
                                                        : Input(values);
@@ -40,18 +52,21 @@ TEST_P(DenseParity, LinearIsTheMatrixProduct) {
   for (const LinearCase& c : {LinearCase{1, 1, 1}, {1, 33, 7}, {2, 64, 128}, {3, 100, 50},
                               {4, 31, 300}, {5, 32, 64}, {12, 96, 257}, {13, 65, 512},
                               {64, 130, 600}, {125, 72, 513}, {250, 40, 700}, {3, 33, 4101},
-                              {70, 40, 2049}, {14, 70, 4100}}) {
+                              {70, 40, 2049}, {14, 70, 4100}, {16, 264, 1024}, {33, 200, 4104},
+                              {128, 136, 264}, {129, 264, 520}, {300, 128, 72}}) {
+    // Rows that begin anywhere, and rows that begin where vectors do.
+    device_.set_extra_stride(c.k % 8 == 0 ? 8 : 3);
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       SCOPED_TRACE(::testing::Message() << c.m << " x " << c.n << " x " << c.k << " "
                                         << tensor::Name(dtype));
       const std::vector<float> x = Factor(random.Normal(c.m * c.k), dtype);
-      const std::vector<float> w = Rounded(random.Normal(c.n * c.k), dtype);
+      const std::vector<float> w = Weights(random.Normal(c.n * c.k), dtype);
       const HostMatrix host(w, c.n, c.k, dtype);
       const auto packed = PackMatrix(device_.get(), {{host.view()}});
       ASSERT_TRUE(packed.ok()) << packed.status();
       EXPECT_EQ((*packed)->out_features(), c.n);
       EXPECT_EQ((*packed)->in_features(), c.k);
-      EXPECT_EQ((*packed)->dtype(), dtype);
+      EXPECT_EQ((*packed)->dtype(), WeightDType(GetParam(), dtype));
       const TensorView y = device_.Output(c.m, c.n, DType::kF32);
       ASSERT_TRUE(Linear(device_.get(), {device_.Activations(x, c.m, c.k), packed->get(), y}).ok());
       const double scale = std::sqrt(static_cast<double>(c.k));
@@ -87,7 +102,7 @@ TEST_P(DenseParity, StackedPartsGiveTheirOutputsSideBySide) {
     std::vector<HostMatrix> parts;
     std::vector<TensorView> views;
     for (int64_t n : sizes) {
-      const std::vector<float> w = Rounded(random.Normal(n * k), dtype);
+      const std::vector<float> w = Weights(random.Normal(n * k), dtype);
       all.insert(all.end(), w.begin(), w.end());
       parts.emplace_back(w, n, k, dtype);
     }
@@ -102,10 +117,10 @@ TEST_P(DenseParity, StackedPartsGiveTheirOutputsSideBySide) {
   }
 }
 
-TEST_P(DenseParity, HalfPrecisionWeightsKeepEveryBit) {
+TEST_P(DenseParity, HalfPrecisionWeightsKeepEveryBitOrRoundOnce) {
   // All 16-bit patterns of finite f16 through a 1-wide product with x = 1.
   std::vector<uint16_t> bits;
-  std::vector<double> values;
+  std::vector<float> values;
   for (uint32_t pattern = 0; pattern < 0x10000; ++pattern) {
     const int exponent = (pattern >> 10) & 31;
     const int mantissa = pattern & 1023;
@@ -113,16 +128,17 @@ TEST_P(DenseParity, HalfPrecisionWeightsKeepEveryBit) {
     const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24)
                                            : std::ldexp(1024 + mantissa, exponent - 25);
     bits.push_back(static_cast<uint16_t>(pattern));
-    values.push_back(pattern & 0x8000 ? -magnitude : magnitude);
+    values.push_back(static_cast<float>(pattern & 0x8000 ? -magnitude : magnitude));
   }
   const int64_t n = static_cast<int64_t>(bits.size());
   const auto packed =
       PackMatrix(device_.get(), {{TensorView{bits.data(), DType::kF16, n, 1, 1}}});
   ASSERT_TRUE(packed.ok()) << packed.status();
-  EXPECT_EQ((*packed)->dtype(), DType::kF32);
+  EXPECT_EQ((*packed)->dtype(), WeightDType(GetParam(), DType::kF16));
   const TensorView y = device_.Output(1, n, DType::kF32);
   ASSERT_TRUE(Linear(device_.get(), {device_.Activations({1.0f}, 1, 1), packed->get(), y}).ok());
-  EXPECT_EQ(FirstDifference(device_.Download(y), values, 0, 0), "");
+  const std::vector<float> want = Weights(values, DType::kF16);
+  EXPECT_EQ(FirstDifference(device_.Download(y), Doubles(want.begin(), want.end()), 0, 0), "");
 }
 
 TEST_P(DenseParity, EmbeddingCopiesTheRowsOfItsTokens) {
@@ -145,9 +161,10 @@ TEST_P(DenseParity, EmbeddingCopiesTheRowsOfItsTokens) {
 
 TEST_P(DenseParity, RmsNormFollowsItsFormula) {
   Random random(4);
-  for (int64_t cols : {1, 5, 16, 64, 100, 1030}) {
+  for (int64_t cols : {1, 5, 16, 64, 100, 1030, 4096, 9000}) {
     for (bool with_delta : {false, true}) {
       for (bool with_out : {false, true}) {
+        device_.set_extra_stride(with_delta && cols % 8 == 0 ? 8 : 3);
         const int64_t rows = 9;
         const double epsilon = 1e-5;
         std::vector<float> hidden = Input(random.Normal(rows * cols));
@@ -176,11 +193,9 @@ TEST_P(DenseParity, RmsNormFollowsItsFormula) {
             normed.push_back(sums[row * cols + i] * factor * weight[i]);
           }
         }
-        EXPECT_EQ(FirstDifference(device_.Download(device_hidden), sums, tolerance(), tolerance()),
-                  "");
+        EXPECT_EQ(Difference(device_hidden, sums), "");
         if (with_out) {
-          EXPECT_EQ(FirstDifference(device_.Download(params.out), normed, tolerance(), tolerance()),
-                    "");
+          EXPECT_EQ(Difference(params.out, normed), "");
         }
       }
     }
@@ -189,8 +204,9 @@ TEST_P(DenseParity, RmsNormFollowsItsFormula) {
 
 TEST_P(DenseParity, SwiGluFollowsItsFormulaAtEverySize) {
   Random random(5);
-  for (int64_t cols : {1, 15, 64, 100}) {
+  for (int64_t cols : {1, 15, 64, 100, 2056}) {  // the last with rows that suit 16-byte accesses
     std::vector<float> gate_up = Input(random.Normal(4 * 2 * cols, 4.0f));
+    device_.set_extra_stride(cols == 2056 ? 8 : 3);
     gate_up[0] = -200.0f;  // saturates
     gate_up[1] = 200.0f;
     const TensorView out = device_.Output(4, cols, device_.activation());
@@ -203,7 +219,36 @@ TEST_P(DenseParity, SwiGluFollowsItsFormulaAtEverySize) {
         want.push_back(gate * ReferenceSigmoid(gate) * up);
       }
     }
-    EXPECT_EQ(FirstDifference(device_.Download(out), want, tolerance(), 1e-6), "");
+    EXPECT_EQ(Difference(out, want), "");
+  }
+}
+
+TEST_P(DenseParity, ArgmaxTakesTheLargestOfEveryRow) {
+  Random random(31);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const int64_t cols : {1, 5, 64, 1027, 50000}) {
+    std::vector<float> x = random.Normal(7 * cols);
+    std::vector<int32_t> want(7);
+    for (int row = 0; row < 7; ++row) {
+      float* values = x.data() + row * cols;
+      if (row == 1) std::fill(values, values + cols, -infinity);
+      if (row == 2) std::fill(values, values + cols, nan);
+      if (row == 3) values[cols / 2] = infinity;
+      if (row == 4) values[cols / 3] = nan;
+      if (row == 5) std::fill(values, values + cols, -3.5f);  // ties: the lowest index
+      if (row == 6) values[0] = values[cols - 1] = 100;
+      want[row] = -1;
+      for (int64_t i = 0; i < cols; ++i) {
+        if (values[i] > (want[row] < 0 ? -infinity : values[want[row]])) {
+          want[row] = static_cast<int32_t>(i);
+        }
+      }
+    }
+    int32_t* ids = device_.UploadArray(std::vector<int32_t>(7, -7));
+    ASSERT_TRUE(
+        ArgmaxRows(device_.get(), {device_.Upload(x, 7, cols, tensor::DType::kF32), ids}).ok());
+    EXPECT_EQ(device_.DownloadArray(ids, 7), want) << cols << " columns";
   }
 }
 

@@ -15,11 +15,22 @@ using ::testing::HasSubstr;
 using tensor::DType;
 using tensor::TensorView;
 
-class OpsChecks : public ::testing::Test {
+// One device of each kind.
+std::vector<tensor::DeviceOptions> Kinds() {
+  std::vector<tensor::DeviceOptions> kinds;
+  for (const tensor::DeviceOptions& options : TestDevices()) {
+    if (kinds.empty() || kinds.back().name != options.name) kinds.push_back(options);
+  }
+  return kinds;
+}
+
+class OpsChecks : public ::testing::TestWithParam<tensor::DeviceOptions> {
  protected:
   OpsChecks()
-      : device_({"cpu", 1, "auto"}),
-        world_({4, 2, 16, 16, 32, DType::kF32}, {100}, 61),
+      : device_(GetParam()),
+        dtype_(device_.activation()),
+        name_(tensor::Name(dtype_)),
+        world_(OnDevice(device_, {4, 2, 16, 16, 32, DType::kF32}), {100}, 61),
         step_(device_, world_, {{0, 90, 10}}) {}
 
   void ExpectRefusal(const absl::Status& status, const std::string& op, const std::string& what) {
@@ -29,7 +40,7 @@ class OpsChecks : public ::testing::Test {
   }
   FullAttentionParams Full() {
     return {.q = step_.q,
-            .out = device_.Output(10, 64, DType::kF32),
+            .out = device_.Output(10, 64, dtype_),
             .num_heads = 4,
             .scale = 0.25f,
             .batch = &step_.batch(),
@@ -37,23 +48,26 @@ class OpsChecks : public ::testing::Test {
   }
 
   TestDevice device_;
+  const DType dtype_;  // of activations
+  const std::string name_;
   AttentionWorld world_;
   AttentionStep step_;
 };
 
-TEST_F(OpsChecks, LinearNamesTheMatrixThatDoesNotFit) {
-  const HostMatrix host(std::vector<float>(12, 1.0f), 3, 4, DType::kF32);
+TEST_P(OpsChecks, LinearNamesTheMatrixThatDoesNotFit) {
+  const HostMatrix host(std::vector<float>(12, 1.0f), 3, 4, DType::kBF16);
   const auto packed = PackMatrix(device_.get(), {{host.view()}});
   ASSERT_TRUE(packed.ok());
-  const TensorView x = device_.Output(2, 5, DType::kF32);
+  const TensorView x = device_.Output(2, 5, dtype_);
   const TensorView y = device_.Output(2, 3, DType::kF32);
-  ExpectRefusal(Linear(device_.get(), {x, packed->get(), y}), "Linear", "x must be f32 [2, 4]");
+  ExpectRefusal(Linear(device_.get(), {x, packed->get(), y}), "Linear",
+                "x must be " + name_ + " [2, 4]");
   ExpectRefusal(Linear(device_.get(), {x.Columns(0, 4), packed->get(), y.Columns(0, 2)}), "Linear",
                 "y must be f32 [2, 3]");
   ExpectRefusal(Linear(device_.get(), {x, nullptr, y}), "Linear", "no weight");
 }
 
-TEST_F(OpsChecks, PackMatrixWantsPartsOfOneKind) {
+TEST_P(OpsChecks, PackMatrixWantsPartsOfOneKind) {
   const HostMatrix a(std::vector<float>(12, 1.0f), 3, 4, DType::kF32);
   const HostMatrix b(std::vector<float>(12, 1.0f), 3, 4, DType::kBF16);
   ExpectRefusal(PackMatrix(device_.get(), {{a.view(), b.view()}}).status(), "PackMatrix",
@@ -61,7 +75,7 @@ TEST_F(OpsChecks, PackMatrixWantsPartsOfOneKind) {
   ExpectRefusal(PackMatrix(device_.get(), {}).status(), "PackMatrix", "no parts");
 }
 
-TEST_F(OpsChecks, FullAttentionRefusesWhatItCannotDo) {
+TEST_P(OpsChecks, FullAttentionRefusesWhatItCannotDo) {
   EXPECT_TRUE(FullAttention(device_.get(), Full()).ok());
   FullAttentionParams params = Full();
   params.num_heads = 3;
@@ -82,10 +96,10 @@ TEST_F(OpsChecks, FullAttentionRefusesWhatItCannotDo) {
   ExpectRefusal(FullAttention(device_.get(), params), "FullAttention", "scores_stride");
 }
 
-TEST_F(OpsChecks, WindowSparseRefusesUnequalCaches) {
+TEST_P(OpsChecks, WindowSparseRefusesUnequalCaches) {
   WindowSparseAttentionParams params;
   params.q = step_.q;
-  params.out = device_.Output(10, 64, DType::kF32);
+  params.out = device_.Output(10, 64, dtype_);
   params.num_heads = 4;
   params.batch = &step_.batch();
   params.ring = step_.ring;
@@ -99,21 +113,29 @@ TEST_F(OpsChecks, WindowSparseRefusesUnequalCaches) {
   ExpectRefusal(WindowSparseAttention(device_.get(), params), "WindowSparseAttention",
                 "same heads and dims");
   params.kv = step_.pages;
-  params.sparse_gate = device_.Output(10, 7, DType::kF32);
+  params.sparse_gate = device_.Output(10, 7, dtype_);
   ExpectRefusal(WindowSparseAttention(device_.get(), params), "WindowSparseAttention",
                 "sparse_gate");
 }
 
-TEST_F(OpsChecks, EmptyStepsDoNothing) {
-  TestDevice device({"cpu", 2, "auto"});
-  AttentionStep none(device, world_, {});
-  EXPECT_TRUE(FullAttention(device.get(), {.q = none.q,
-                                           .out = device.Output(0, 64, DType::kF32),
-                                           .num_heads = 4,
-                                           .batch = &none.batch(),
-                                           .kv = step_.pages})
+TEST_P(OpsChecks, EmptyStepsDoNothing) {
+  AttentionStep none(device_, world_, {});
+  EXPECT_TRUE(FullAttention(device_.get(), {.q = none.q,
+                                            .out = device_.Output(0, 64, dtype_),
+                                            .num_heads = 4,
+                                            .batch = &none.batch(),
+                                            .kv = step_.pages})
+                  .ok());
+  const TensorView nothing = device_.Output(0, 64, dtype_);
+  EXPECT_TRUE(AddRmsNorm(device_.get(), {.hidden = nothing, .delta = nothing, .out = {}}).ok());
+  EXPECT_TRUE(SwiGlu(device_.get(), {device_.Output(0, 128, dtype_), nothing}).ok());
+  EXPECT_TRUE(GatherRows(device_.get(), {nothing, nullptr, nothing}).ok());
+  EXPECT_TRUE(StoreWindowKv(device_.get(), {none.step_k, none.step_v, &none.batch(), step_.ring})
                   .ok());
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, OpsChecks, ::testing::ValuesIn(Kinds()),
+                         [](const auto& info) { return DeviceName(info.param); });
 
 TEST(SelectBlocks, AgreesWithAStableSortUnderForcedTies) {
   Random random(62);

@@ -40,7 +40,12 @@ Doubles Rotated(const float* row, int num_heads, int head_dim, int rotary_dim, d
 class RotaryCacheParity : public ::testing::TestWithParam<tensor::DeviceOptions> {
  protected:
   RotaryCacheParity() : device_(GetParam()) {}
-  double tolerance() const { return device_.activation() == DType::kF32 ? 2e-6 : 3e-2; }
+  bool exact() const { return device_.activation() == DType::kF32; }
+  std::string Difference(const TensorView& got, const Doubles& want) const {
+    const std::vector<float> values = device_.Download(got);
+    return exact() ? FirstDifference(values, want, 2e-6, 2e-6)
+                   : FirstRowDifference(values, want, got.cols, kBf16Tolerance);
+  }
   mutable TestDevice device_;
 };
 
@@ -49,7 +54,8 @@ TEST_P(RotaryCacheParity, RotatesTheFirstDimsOfEveryHead) {
   const std::vector<int32_t> positions = {0, 1, 63, 64, 1000, 131072, 1048575};
   const int64_t rows = static_cast<int64_t>(positions.size());
   for (const auto& [heads, dim, rotary] :
-       {std::tuple{1, 2, 2}, {3, 16, 16}, {4, 40, 12}, {2, 192, 64}, {2, 10, 0}}) {
+       {std::tuple{1, 2, 2}, {3, 16, 16}, {4, 40, 12}, {2, 192, 64}, {64, 128, 128}, {2, 10, 0}}) {
+    device_.set_extra_stride(rotary % 16 == 0 ? 8 : 3);
     const std::vector<float> x =
         Rounded(random.Normal(rows * heads * dim), device_.activation());
     const TensorView view = device_.Activations(x, rows, heads * dim);
@@ -67,49 +73,50 @@ TEST_P(RotaryCacheParity, RotatesTheFirstDimsOfEveryHead) {
                                   positions[row]);
       want.insert(want.end(), one.begin(), one.end());
     }
-    EXPECT_EQ(FirstDifference(device_.Download(view), want, tolerance(), tolerance()), "");
+    EXPECT_EQ(Difference(view, want), "");
   }
 }
 
 // A step over caches; what the ops write is read back slot by slot.
 class CacheWrites : public RotaryCacheParity {
  protected:
-  static constexpr int kRotary = 8;
   static constexpr float kValueScale = 0.707f;
 
-  void Run(DType dtype) {
-    const AttentionShape shape = {4, 2, 16, 24, 48, dtype};
+  void Run(DType dtype, int dim, int v_dim, int rotary) {
+    const AttentionShape shape = OnDevice(device_, {4, 2, dim, v_dim, 48, dtype});
+    const int64_t k_cols = 2 * dim;
+    const int64_t v_cols = 2 * v_dim;
     const AttentionWorld world(shape, {200, 1000, 65}, 52);
     AttentionStep step(device_, world, {{0, 0, 200}, {1, 990, 10}, {2, 64, 1}});
     const int64_t rows = step.num_rows();
     Random random(53);
-    const std::vector<float> k = Rounded(random.Normal(rows * 32), device_.activation());
-    const std::vector<float> v = Rounded(random.Normal(rows * 48), device_.activation());
-    const double* inv_freq = device_.UploadArray(InverseFrequencies(kRotary, 10000));
-    const double cache_tolerance = dtype == DType::kBF16 ? 8e-3 : 2e-6;
-    const double tolerance = std::max(this->tolerance(), cache_tolerance);
+    const std::vector<float> k = Rounded(random.Normal(rows * k_cols), device_.activation());
+    const std::vector<float> v = Rounded(random.Normal(rows * v_cols), device_.activation());
+    const double* inv_freq = device_.UploadArray(InverseFrequencies(rotary, 10000));
+    const double activation_tolerance = exact() ? 2e-6 : kBf16Tolerance;
+    const double tolerance = dtype == DType::kBF16 ? kBf16Tolerance : 2e-6;
 
-    const TensorView device_k = device_.Activations(k, rows, 32);
+    const TensorView device_k = device_.Activations(k, rows, k_cols);
     ASSERT_TRUE(AppendPagedKv(device_.get(), {.k = device_k,
-                                              .v = device_.Activations(v, rows, 48),
-                                              .rotary_dim = kRotary,
+                                              .v = device_.Activations(v, rows, v_cols),
+                                              .rotary_dim = rotary,
                                               .inv_freq = inv_freq,
                                               .value_scale = kValueScale,
                                               .batch = &step.batch(),
                                               .kv = step.pages})
                     .ok());
-    const TensorView step_k = device_.Output(rows, 32, dtype);
-    const TensorView step_v = device_.Output(rows, 48, dtype);
-    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, 32),
-                                                .v = device_.Activations(v, rows, 48),
-                                                .rotary_dim = kRotary,
+    const TensorView step_k = device_.Output(rows, k_cols, dtype);
+    const TensorView step_v = device_.Output(rows, v_cols, dtype);
+    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, k_cols),
+                                                .v = device_.Activations(v, rows, v_cols),
+                                                .rotary_dim = rotary,
                                                 .inv_freq = inv_freq,
                                                 .value_scale = kValueScale,
                                                 .batch = &step.batch(),
                                                 .step_k = step_k,
                                                 .step_v = step_v,
                                                 .num_kv_heads = 2,
-                                                .head_dim = 16})
+                                                .head_dim = dim})
                     .ok());
     ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
 
@@ -121,22 +128,22 @@ class CacheWrites : public RotaryCacheParity {
       const StepRows& seq = step.rows()[s];
       for (int i = 0; i < seq.num_rows; ++i, ++row) {
         const int position = seq.first_position + i;
-        const Doubles want_k = Rotated(k.data() + row * 32, 2, 16, kRotary, 10000, position);
+        const Doubles want_k = Rotated(k.data() + row * k_cols, 2, dim, rotary, 10000, position);
         Doubles want_v;
-        for (int d = 0; d < 48; ++d) want_v.push_back(kValueScale * double{v[row * 48 + d]});
+        for (int64_t d = 0; d < v_cols; ++d) {
+          want_v.push_back(kValueScale * double{v[row * v_cols + d]});
+        }
         const auto slice = [](const std::vector<float>& all, int64_t begin, int64_t count) {
           return std::vector<float>(all.begin() + begin, all.begin() + begin + count);
         };
-        ASSERT_EQ(FirstDifference(slice(rotated, row * 32, 32), want_k, this->tolerance(),
-                                  this->tolerance()),
+        ASSERT_EQ(FirstRowDifference(slice(rotated, row * k_cols, k_cols), want_k, k_cols,
+                                     activation_tolerance),
                   "");
-        ASSERT_EQ(FirstDifference(slice(prepared_k, row * 32, 32), want_k, tolerance, tolerance),
-                  "");
-        ASSERT_EQ(FirstDifference(slice(prepared_v, row * 48, 48), want_v, tolerance, tolerance),
-                  "");
+        ASSERT_EQ(FirstRowDifference(slice(prepared_k, row * k_cols, k_cols), want_k, k_cols, tolerance), "");
+        ASSERT_EQ(FirstRowDifference(slice(prepared_v, row * v_cols, v_cols), want_v, v_cols, tolerance), "");
         for (int g = 0; g < 2; ++g) {
-          const std::vector<float> got_k = slice(prepared_k, row * 32 + g * 16, 16);
-          const std::vector<float> got_v = slice(prepared_v, row * 48 + g * 24, 24);
+          const std::vector<float> got_k = slice(prepared_k, row * k_cols + g * dim, dim);
+          const std::vector<float> got_v = slice(prepared_v, row * v_cols + g * v_dim, v_dim);
           // Pages and rings hold the very bits of the step buffer.
           EXPECT_EQ(PageSlot(step, s, g, position, true), got_k);
           EXPECT_EQ(PageSlot(step, s, g, position, false), got_v);
@@ -150,7 +157,7 @@ class CacheWrites : public RotaryCacheParity {
       for (int t = seq.first_position + seq.num_rows - shape.window; t < seq.first_position; ++t) {
         const std::vector<float>& keys = world.window(seq.sequence, 1).keys;
         EXPECT_EQ(RingSlot(step, s, 1, t, true),
-                  std::vector<float>(keys.begin() + t * 16, keys.begin() + t * 16 + 16));
+                  std::vector<float>(keys.begin() + t * dim, keys.begin() + (t + 1) * dim));
       }
     }
   }
@@ -183,8 +190,24 @@ class CacheWrites : public RotaryCacheParity {
 };
 
 TEST_P(CacheWrites, PutRotatedKeysAndScaledValuesInTheirSlots) {
-  Run(DType::kF32);
-  Run(DType::kBF16);
+  if (exact()) Run(DType::kF32, 16, 24, 8);
+  Run(DType::kBF16, 16, 24, 8);
+  // Rows and dims that suit 16-byte accesses.
+  device_.set_extra_stride(8);
+  Run(DType::kBF16, 64, 32, 32);
+  Run(DType::kBF16, 32, 40, 0);
+}
+
+TEST_P(CacheWrites, AGpuRefusesAnF32Cache) {
+  if (exact()) GTEST_SKIP() << "the CPU has f32 caches";
+  const AttentionWorld world({4, 2, 16, 24, 48, DType::kF32}, {20}, 54);
+  AttentionStep step(device_, world, {{0, 0, 20}});
+  const TensorView k = device_.Output(20, 32, DType::kBF16);
+  const TensorView v = device_.Output(20, 48, DType::kBF16);
+  const absl::Status status = AppendPagedKv(
+      device_.get(), {.k = k, .v = v, .batch = &step.batch(), .kv = step.pages});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), "AppendPagedKv: a cache on a GPU must be bf16, is f32");
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, RotaryCacheParity, ::testing::ValuesIn(TestDevices()),

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <stdexcept>
 
 #include "engine/tensor/convert.h"
 #include "engine/tensor/cpu_device.h"
@@ -14,8 +17,6 @@ using tensor::DType;
 using tensor::TensorView;
 
 namespace {
-
-constexpr int64_t kExtraStride = 3;
 
 void Encode(float value, DType dtype, void* out) {
   if (dtype == DType::kF32) {
@@ -40,16 +41,24 @@ float Decode(const void* data, DType dtype) {
 }  // namespace
 
 std::vector<tensor::DeviceOptions> TestDevices() {
+  const char* variable = std::getenv("HYSERVE_TEST_DEVICES");
+  const std::string wanted = variable == nullptr ? "" : variable;
   std::vector<tensor::DeviceOptions> devices;
   const tensor::Isa best = tensor::DetectIsa();
   for (tensor::Isa isa : tensor::kAllIsas) {
-    if (isa > best) continue;
+    if (isa > best || wanted == "cuda") continue;
     for (int threads : {1, 2}) {
       devices.push_back({"cpu", threads, std::string(tensor::Name(isa))});
     }
   }
+  const tensor::DeviceOptions gpu = {"cuda", 1, "auto"};
+  if (wanted == "cuda" || (wanted != "cpu" && tensor::Device::Create(gpu).ok())) {
+    devices.push_back(gpu);
+  }
   return devices;
 }
+
+bool IsCuda(const tensor::DeviceOptions& options) { return options.name.starts_with("cuda"); }
 
 std::string DeviceName(const tensor::DeviceOptions& options) {
   std::string name = options.name + "_" + options.isa + "_" + std::to_string(options.num_threads);
@@ -60,7 +69,12 @@ std::string DeviceName(const tensor::DeviceOptions& options) {
 }
 
 bool RoundsActivations(const tensor::DeviceOptions& options, DType weight_dtype) {
-  return weight_dtype == DType::kBF16 && options.isa == "avx512_bf16";
+  return IsCuda(options) || (weight_dtype == DType::kBF16 && options.isa == "avx512_bf16");
+}
+
+DType WeightDType(const tensor::DeviceOptions& options, DType dtype) {
+  if (IsCuda(options)) return DType::kBF16;
+  return dtype == DType::kF16 ? DType::kF32 : dtype;
 }
 
 std::vector<float> Rounded(std::vector<float> values, DType dtype) {
@@ -72,7 +86,7 @@ std::vector<float> Rounded(std::vector<float> values, DType dtype) {
 
 TestDevice::TestDevice(const tensor::DeviceOptions& options) {
   absl::StatusOr<std::unique_ptr<tensor::Device>> device = tensor::Device::Create(options);
-  EXPECT_TRUE(device.ok()) << device.status();
+  if (!device.ok()) throw std::runtime_error(std::string(device.status().message()));
   device_ = *std::move(device);
 }
 
@@ -95,7 +109,7 @@ TensorView TestDevice::Upload(const std::vector<float>& values, int64_t rows, in
                               DType dtype) {
   EXPECT_EQ(static_cast<int64_t>(values.size()), rows * cols);
   const size_t size = tensor::SizeOf(dtype);
-  const int64_t stride = cols + kExtraStride;
+  const int64_t stride = cols + extra_stride_;
   std::vector<char> bytes(rows * stride * size, 0);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t col = 0; col < stride; ++col) {
@@ -138,6 +152,24 @@ std::vector<float> Random::Normal(int64_t count, float deviation) {
   std::vector<float> values(count);
   for (float& value : values) value = distribution(engine_);
   return values;
+}
+
+std::string FirstRowDifference(const std::vector<float>& got, const std::vector<double>& want,
+                               int64_t cols, double relative) {
+  if (got.size() != want.size() || want.size() % cols != 0) return "sizes differ";
+  for (size_t begin = 0; begin < want.size(); begin += cols) {
+    double magnitude = 1e-30;  // below it, bf16 has nothing but zero and subnormals
+    for (int64_t i = 0; i < cols; ++i) magnitude = std::max(magnitude, std::abs(want[begin + i]));
+    const std::string difference =
+        FirstDifference(std::vector<float>(got.begin() + begin, got.begin() + begin + cols),
+                        std::vector<double>(want.begin() + begin, want.begin() + begin + cols), 0,
+                        relative * magnitude);
+    if (!difference.empty()) {
+      return "row " + std::to_string(begin / cols) + " " + difference + ", largest " +
+             std::to_string(magnitude);
+    }
+  }
+  return "";
 }
 
 std::string FirstDifference(const std::vector<float>& got, const std::vector<double>& want,

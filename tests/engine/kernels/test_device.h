@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -12,15 +13,27 @@
 #include "engine/tensor/device.h"
 #include "engine/tensor/tensor.h"
 
+namespace hyserve::tensor {
+// How GoogleTest names a device in a failure.
+inline void PrintTo(const DeviceOptions& options, std::ostream* out) {
+  *out << options.name << " " << options.isa << " " << options.num_threads;
+}
+}  // namespace hyserve::tensor
+
 namespace hyserve::kernels::testing {
 
-// Every device and instruction set that this machine has, with one and with two threads. A new kind
-// of device joins the parity tests by joining this list.
+// Every instruction set of this machine's CPU, with one and with two threads, and its first GPU. A
+// new kind of device joins the parity tests by joining this list. HYSERVE_TEST_DEVICES=cpu or cuda
+// keeps one kind; with cuda the GPU is listed even where there is none, so that the tests fail.
 std::vector<tensor::DeviceOptions> TestDevices();
 std::string DeviceName(const tensor::DeviceOptions& options);
+bool IsCuda(const tensor::DeviceOptions& options);
 
 // True for devices that round the activations of a product with bf16 weights to bf16.
 bool RoundsActivations(const tensor::DeviceOptions& options, tensor::DType weight_dtype);
+
+// The dtype in which the device keeps weights that it is given in dtype.
+tensor::DType WeightDType(const tensor::DeviceOptions& options, tensor::DType dtype);
 
 // values rounded to dtype.
 std::vector<float> Rounded(std::vector<float> values, tensor::DType dtype);
@@ -32,6 +45,9 @@ class TestDevice {
 
   tensor::Device& get() { return *device_; }
   tensor::DType activation() const { return device_->activation_dtype(); }
+
+  // Elements by which the row stride of what follows exceeds its columns: 3 unless set.
+  void set_extra_stride(int64_t elements) { extra_stride_ = elements; }
 
   // A matrix with a row stride larger than its columns, so that no op may assume a dense one.
   tensor::TensorView Upload(const std::vector<float>& values, int64_t rows, int64_t cols,
@@ -61,6 +77,7 @@ class TestDevice {
   void CopyTo(void* device_dst, const void* src, size_t bytes);
   void CopyFrom(void* dst, const void* device_src, size_t bytes);
 
+  int64_t extra_stride_ = 3;  // odd: no op may assume aligned rows either
   std::unique_ptr<tensor::Device> device_;
   std::vector<tensor::Buffer> buffers_;
 };
@@ -88,6 +105,13 @@ class Random {
   std::mt19937_64 engine_;
 };
 
+// What a value in bf16 may differ from its double-precision reference, relative to the largest
+// magnitude of its row.
+inline constexpr double kBf16Tolerance = 1e-2;
+// |got - want| <= relative * (largest |want| of the row) for all elements of rows of cols, as a
+// message when not.
+std::string FirstRowDifference(const std::vector<float>& got, const std::vector<double>& want,
+                               int64_t cols, double relative);
 // |a - b| <= relative * |b| + absolute for all elements, as a message when not.
 std::string FirstDifference(const std::vector<float>& got, const std::vector<double>& want,
                             double relative, double absolute);

@@ -81,6 +81,37 @@ TEST_F(PrefixCacheTest, WithoutWindowLayersEveryBoundaryIsRestorable) {
   cache_->Release(hit.blocks);
 }
 
+TEST_F(PrefixCacheTest, WhatIsDistrustedIsNeverFoundAgain) {
+  for (const bool needs_snapshots : {true, false}) {
+    Make(needs_snapshots);
+    // 64 tokens in common; the second branch is held by a sequence that restored it.
+    std::vector<int32_t> branch = Tokens(64);
+    for (const int32_t token : Tokens(136, 1000)) branch.push_back(token);
+    Compute(Tokens(200), {64, 192});
+    Compute(branch, {192});
+    const auto keys = Keys(branch);
+    const auto held = cache_->Acquire(keys, branch, 199);
+    ASSERT_EQ(held.num_tokens, 192);
+    cache_->Distrust(Keys(Tokens(200)), Tokens(200));
+    EXPECT_TRUE(cache_->CheckInvariants().ok()) << cache_->CheckInvariants();
+    EXPECT_EQ(Look(Tokens(200)), 0);
+    EXPECT_EQ(Look(branch), 0) << "it builds on the block that both share";
+    EXPECT_EQ(cache_->num_nodes(), 3) << "those that are held";
+    EXPECT_EQ(cache_->num_snapshots(), 0);
+    // Computed again beside the holder: not known yet, since the name is taken.
+    Compute(branch, {192});
+    EXPECT_EQ(Look(branch), 0);
+    cache_->Release(held.blocks);
+    EXPECT_EQ(cache_->num_nodes(), 0);
+    EXPECT_EQ(blocks_->free(), blocks_->total());
+    Compute(branch, {192});
+    EXPECT_EQ(Look(branch), 192);
+    cache_->Distrust({}, {});
+    cache_->Distrust(Keys(Tokens(100, 5000)), Tokens(100, 5000));
+    EXPECT_EQ(Look(branch), 192) << "of what is not there nothing is distrusted";
+  }
+}
+
 TEST_F(PrefixCacheTest, WithWindowLayersOnlySnapshotsAreRestorable) {
   Make(true);
   Compute(Tokens(400), {128, 320});

@@ -49,6 +49,14 @@ ModelRunner ModelRunner::LoadExact(const std::string& directory, tensor::DType k
   return Load(directory, kv_dtype);
 }
 
+ModelRunner ModelRunner::LoadOnCuda(const std::string& directory) {
+  auto device = tensor::Device::Create({.name = "cuda"});
+  if (!device.ok()) ADD_FAILURE() << device.status();
+  auto model = Model::Load(**device, directory, {.kv_dtype = tensor::DType::kBF16});
+  if (!model.ok()) ADD_FAILURE() << directory << ": " << model.status();
+  return ModelRunner(*std::move(device), *std::move(model), 64, 8);
+}
+
 ModelRunner ModelRunner::Random(const ModelConfig& config, tensor::DType weight_dtype,
                                 tensor::DType kv_dtype, uint64_t seed) {
   auto device = MakeDevice(2);

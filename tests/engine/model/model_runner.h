@@ -37,6 +37,8 @@ class ModelRunner {
   // With products of bf16 weights and f32 activations in f32, on the fastest instruction set of this
   // machine that does them so (avx512_bf16 rounds activations to bf16).
   static ModelRunner LoadExact(const std::string& directory, tensor::DType kv_dtype);
+  // On the first GPU, with a bf16 cache.
+  static ModelRunner LoadOnCuda(const std::string& directory);
   static ModelRunner Random(const ModelConfig& config, tensor::DType weight_dtype,
                             tensor::DType kv_dtype, uint64_t seed = 1);
 

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -17,23 +18,26 @@ using sampling::FinishReason;
 using sampling::SamplingParams;
 using testing::Contains;
 
-// Holds the next step that begins, until let go.
+// Holds the next step that begins, until let go. May end before the model does.
 class Gate {
  public:
   explicit Gate(testing_support::FakeModel* model) {
-    model->SetHook([this](const model::StepInput&) {
-      if (!entered_.HasBeenNotified()) {
-        entered_.Notify();
-        open_.WaitForNotification();
+    model->SetHook([state = state_](const model::StepInput&) {
+      if (!state->entered.HasBeenNotified()) {
+        state->entered.Notify();
+        state->open.WaitForNotification();
       }
       return absl::OkStatus();
     });
   }
-  void AwaitHeld() { entered_.WaitForNotification(); }
-  void Open() { open_.Notify(); }
+  void AwaitHeld() { state_->entered.WaitForNotification(); }
+  void Open() { state_->open.Notify(); }
 
  private:
-  absl::Notification entered_, open_;
+  struct State {
+    absl::Notification entered, open;
+  };
+  const std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
 TEST(EngineFaultsTest, ErrorOfAStepEndsItsSequencesOnly) {
@@ -55,6 +59,93 @@ TEST(EngineFaultsTest, ErrorOfAStepEndsItsSequencesOnly) {
             absl::OkStatus());
   EXPECT_GT(engine->load().blocks_used, 0) << "the failed prefill is still pinned";
   engine->Release(2);
+  AwaitAllFree(*engine);
+}
+
+TEST(EngineFaultsTest, AFailedStepLeavesNothingOfItsSequencesInTheCache) {
+  for (const bool has_window_layers : {true, false}) {
+    FakeEngineOptions options;
+    options.engine.chunk_tokens = 128;
+    options.engine.snapshot_interval_tokens = 128;
+    options.has_window_layers = has_window_layers;
+    FakeEngine engine(options);
+    int steps = 0;
+    engine.model->SetHook([&steps](const model::StepInput&) {
+      return ++steps == 3 ? absl::InternalError("once") : absl::OkStatus();
+    });
+    auto sink = std::make_shared<RecordingSink>();
+    ASSERT_TRUE(engine->Submit(Request(1, SequenceMode::kPrefill, Prompt(500, 1)), sink).ok());
+    EXPECT_EQ(sink->AwaitEnd().status, absl::InternalError("once"));
+    // Two chunks were published before: no longer found, though their holder has not let go.
+    const auto request = Request(2, SequenceMode::kLocal, Prompt(500, 1));
+    const Record again = RunLocal(*engine, request);
+    EXPECT_EQ(again.status, absl::OkStatus());
+    EXPECT_EQ(again.usage.cached_tokens, 0);
+    engine->Release(1);
+    AwaitAllFree(*engine);
+    // With its last holder the distrusted name is free again.
+    EXPECT_EQ(RunLocal(*engine, Request(3, SequenceMode::kLocal, Prompt(500, 1))).tokens,
+              again.tokens);
+    EXPECT_GT(RunLocal(*engine, Request(4, SequenceMode::kLocal, Prompt(500, 1)))
+                  .usage.cached_tokens,
+              0);
+    EXPECT_EQ(engine->health(), absl::OkStatus()) << "the device can still be synchronised";
+    AwaitAllFree(*engine);
+  }
+}
+
+TEST(EngineFaultsTest, AStepWithoutMemoryEndsItsSequencesAndTheNextOneSucceeds) {
+  FakeEngine engine;
+  int steps = 0;
+  engine.model->SetHook([&steps](const model::StepInput&) {
+    return ++steps == 1 ? absl::ResourceExhaustedError("no room for the workspace")
+                        : absl::OkStatus();
+  });
+  EXPECT_EQ(RunLocal(*engine, Request(1, SequenceMode::kLocal, Prompt(70, 1))).status,
+            absl::ResourceExhaustedError("no room for the workspace"));
+  EXPECT_EQ(engine->health(), absl::OkStatus());
+  EXPECT_EQ(RunLocal(*engine, Request(2, SequenceMode::kLocal, Prompt(70, 1))).status,
+            absl::OkStatus());
+  AwaitAllFree(*engine);
+}
+
+TEST(EngineFaultsTest, ALostDeviceEndsEverySequenceAndRefusesNewOnes) {
+  FakeEngine engine;
+  auto reserved = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(engine->Reserve(Request(1, SequenceMode::kDecode, Prompt(70, 1)), reserved).ok());
+  reserved->AwaitReserved();
+  engine.model->SetHook([&engine](const model::StepInput&) {
+    engine.device->Break(absl::InternalError("the context is corrupt"));
+    return absl::InternalError("illegal address");
+  });
+  const Record record = RunLocal(*engine, Request(2, SequenceMode::kLocal, Prompt(70, 1)));
+  EXPECT_EQ(record.status, absl::UnavailableError(
+                               "device_failed: illegal address (the context is corrupt)"));
+  EXPECT_EQ(engine->health(), record.status);
+  EXPECT_EQ(reserved->AwaitEnd().status, record.status) << "it will never be resumed";
+  EXPECT_EQ(engine->Submit(Request(3, SequenceMode::kLocal, {1}), reserved), record.status);
+  EXPECT_EQ(engine->Reserve(Request(4, SequenceMode::kDecode, {1}), reserved), record.status);
+  EXPECT_GT(engine->load().blocks_used, 0) << "a transfer may still write";
+  engine->Resume(1, 3);
+  engine->Release(1);
+  AwaitAllFree(*engine);
+}
+
+TEST(EngineFaultsTest, WhatWaitsWhenTheDeviceIsLostEndsToo) {
+  FakeEngine engine;
+  Gate gate(engine.model);
+  auto running = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(engine->Submit(Request(1, SequenceMode::kLocal, Prompt(70, 1)), running).ok());
+  gate.AwaitHeld();
+  auto queued = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(engine->Submit(Request(2, SequenceMode::kLocal, Prompt(70, 1)), queued).ok());
+  engine.model->SetHook([&engine](const model::StepInput&) {
+    engine.device->Break(absl::InternalError("lost"));
+    return absl::InternalError("lost");
+  });
+  gate.Open();
+  EXPECT_EQ(running->AwaitEnd().status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(queued->AwaitEnd().status, engine->health());
   AwaitAllFree(*engine);
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/runtime/engine_loop.h"
+#include "tests/support/fake_device.h"
 #include "tests/support/fake_model.h"
 
 namespace hyserve::runtime {
@@ -31,9 +32,9 @@ struct FakeEngine {
     options.engine.kv_memory_bytes =
         options.num_blocks * static_cast<int64_t>(layout.block_bytes()) +
         slabs * static_cast<int64_t>(layout.slab_bytes);
-    auto device = tensor::Device::Create({.name = "cpu", .num_threads = 1, .isa = "scalar"});
-    EXPECT_TRUE(device.ok()) << device.status();
-    auto made = MakeEngine(options.engine, *std::move(device), std::move(owned),
+    auto owned_device = std::make_unique<testing_support::FakeDevice>();
+    device = owned_device.get();
+    auto made = MakeEngine(options.engine, std::move(owned_device), std::move(owned),
                            std::move(options.observer), options.reuse_order);
     EXPECT_TRUE(made.ok()) << made.status();
     engine = *std::move(made);
@@ -41,7 +42,8 @@ struct FakeEngine {
   Engine* operator->() { return engine.get(); }
   Engine& operator*() { return *engine; }
 
-  testing_support::FakeModel* model = nullptr;  // owned by the engine
+  testing_support::FakeModel* model = nullptr;    // owned by the engine
+  testing_support::FakeDevice* device = nullptr;  // likewise
   std::unique_ptr<Engine> engine;
 };
 

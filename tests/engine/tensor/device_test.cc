@@ -32,6 +32,14 @@ TEST(DeviceCreate, DescribesItself) {
   EXPECT_EQ((*device)->activation_dtype(), DType::kF32);
 }
 
+TEST(DeviceCreate, AGpuThatIsNotThereIsAnErrorWithItsReason) {
+  for (const char* name : {"cuda:99", "cuda:x", "cuda:-1", "cuda:"}) {
+    const absl::Status status = Device::Create({name, 0, "auto"}).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status)) << status;
+    EXPECT_THAT(std::string(status.message()), ::testing::StartsWith("device: ")) << name;
+  }
+}
+
 TEST(CpuDevice, MemoryIsZeroAndAligned) {
   const auto device = Device::Create({"cpu", 1, "auto"});
   ASSERT_TRUE(device.ok());

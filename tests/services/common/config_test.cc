@@ -71,9 +71,49 @@ TEST(Config, ChecksRulesBetweenFields) {
               HasSubstr("two workers are called \"x\""));
   EXPECT_THAT(Problems("model: {path: m}\ndecode: {role: monolithic, chunk_tokens: 100}\n"),
               HasSubstr("decode.chunk_tokens: must be a multiple of 64"));
-  EXPECT_THAT(Problems("model: {path: m}\ndecode: {role: monolithic, device: gpu}\n"),
-              HasSubstr("decode.device: must be cpu or cuda:N"));
   EXPECT_THAT(Problems(base + "routr: {}\n"), HasSubstr("did you mean \"router\"?"));
+}
+
+TEST(Config, DeviceKeys) {
+  const std::string base = "model: {path: m}\ndecode:\n  role: monolithic\n";
+  const auto worker = [&base](const std::string& keys) {
+    const auto config = ParseConfig(base + keys, "c");
+    EXPECT_TRUE(config.ok()) << config.status();
+    return config.ok() ? config->workers.at(0) : WorkerSettings();
+  };
+  EXPECT_EQ(worker("").device, "cpu");
+  EXPECT_EQ(worker("").isa, "auto");
+  EXPECT_EQ(worker("  isa: avx512_bf16\n").isa, "avx512_bf16");
+  EXPECT_EQ(worker("  device: cuda\n").device, "cuda");
+  EXPECT_EQ(worker("  device: cuda:12\n").device, "cuda:12");
+  EXPECT_EQ(worker("  device: cuda\n").kv_memory_share, 0);
+  EXPECT_EQ(worker("  device: cuda\n  kv_memory: 2GiB\n").kv_memory_bytes, int64_t{2} << 30);
+  EXPECT_EQ(worker("  device: cuda:0\n  kv_memory: auto\n").kv_memory_share, 0.9);
+  EXPECT_EQ(worker("  device: cuda:0\n  kv_memory: 12.5%\n").kv_memory_share, 0.125);
+
+  EXPECT_EQ(Problems(base + "  device: gpu\n"),
+            "c:4:11: decode.device: must be cpu, cuda or cuda:N; got \"gpu\"; did you mean "
+            "\"cuda:0\"?");
+  for (const char* device : {"cuda:", "cuda:x", "cuda:01", "cuda:-1", "cuda: 1", "CPU", "tpu"}) {
+    EXPECT_THAT(Problems(base + "  device: \"" + device + "\"\n"),
+                HasSubstr("c:4:11: decode.device"));
+  }
+  EXPECT_EQ(Problems(base + "  isa: avx-2\n"),
+            "c:4:8: decode.isa: must be one of auto, avx512_bf16, avx512, avx2, scalar; got "
+            "\"avx-2\"; did you mean \"avx2\"?");
+  EXPECT_EQ(Problems(base + "  device: cuda\n  isa: avx2\n"),
+            "c:5:8: decode.isa: is of the device cpu only");
+  EXPECT_EQ(Problems(base + "  kv_memory: auto\n"),
+            "c:4:14: decode.kv_memory: auto and percentages need a device cuda; give a size "
+            "(1GiB)");
+  for (const char* memory : {"0%", "101%", "'%'", "nan%", "-5%"}) {
+    EXPECT_THAT(Problems(base + "  device: cuda\n  kv_memory: " + memory + "\n"),
+                HasSubstr("decode.kv_memory: must be between 1% and 100%"))
+        << memory;
+  }
+  EXPECT_THAT(Problems(base + "  device: cuda\n  kv_memory: 0.9\n"),
+              HasSubstr("must be a size with a unit"));
+  EXPECT_THAT(Problems(base + "  devise: cuda\n"), HasSubstr("did you mean \"device\"?"));
 }
 
 TEST(ServerFlags, AreStrict) {

@@ -90,6 +90,44 @@ TEST(RouterFaults, AFailedHandoffMovesToAnotherPair) {
   EXPECT_EQ(harness.Metric("hyserve_retry_attempts_total{model=\"fake\",phase=\"handoff\""), 1);
 }
 
+double PairHealth(RouterHarness& harness, const std::string& pair) {
+  harness.Scrape();
+  return harness.Metric("hyserve_pair_health{model=\"fake\",pair=\"" + pair +
+                        "\",role=\"router\"}");
+}
+
+// A series stands for a pair with a failure since its last success: 0 while it is avoided, then 1.
+TEST(RouterFaults, PairHealthFollowsTheHandoffs) {
+  for (const bool expires : {false, true}) {
+    common::Config config = RouterHarness::DefaultConfig();
+    config.router.pair_quarantine = expires ? absl::Milliseconds(10) : absl::Minutes(10);
+    RouterHarness harness(config);
+    FakeWorker* const prefill = harness.AddPrefill("p0");
+    FakeWorker* const decode = harness.AddDecode("d0");
+    std::atomic<bool> fails{true};
+    prefill->OnPrefill([&](grpc::ServerContext* context, const v1::PrefillRequest& request,
+                           PrefillWriter* writer) {
+      // Token 1 must not be there before the hand-off has failed.
+      return fails ? UntilCancelled(context) : GoodPrefill(context, request, writer);
+    });
+    decode->OnDecode([&](grpc::ServerContext* context, const v1::DecodeRequest& request,
+                         DecodeWriter* writer) {
+      return fails ? Unavailable(std::string(common::kHandoffFailed) + "no progress")
+                   : GoodDecode(context, request, writer);
+    });
+    EXPECT_EQ(PairHealth(harness, "p0->d0"), -1);
+    EXPECT_FALSE(harness.Generate(RouterHarness::TokenRequest(kPrompt, 8)).status.ok());
+    if (!expires) {
+      EXPECT_EQ(PairHealth(harness, "p0->d0"), 0);
+      continue;
+    }
+    while (PairHealth(harness, "p0->d0") != 1) absl::SleepFor(absl::Milliseconds(1));
+    fails = false;
+    EXPECT_TRUE(harness.Generate(RouterHarness::TokenRequest(kPrompt, 8)).status.ok());
+    EXPECT_EQ(PairHealth(harness, "p0->d0"), -1);
+  }
+}
+
 TEST(RouterFaults, WorkersThatAlwaysFailGiveUnavailableAfterTheRetries) {
   RouterHarness harness;
   FakeWorker* const prefill = harness.AddPrefill("p0");
@@ -246,6 +284,52 @@ TEST(RouterFaults, ARequestThatMeetsNoWorkersWaitsForNewOnes) {
   ASSERT_TRUE(reply.status.ok()) << reply.status;
   EXPECT_EQ(reply.finished.handoff().decode_worker(), "d1");
   EXPECT_EQ(calls, 0);
+}
+
+TEST(RouterFaults, ADrainingRouterRefusesNewRequestsAndFinishesOldOnes) {
+  RouterHarness harness;
+  harness.AddPrefill("p0");
+  absl::Notification gate;
+  harness.AddDecode("d0")->OnDecode([&](grpc::ServerContext* context,
+                                        const v1::DecodeRequest& request, DecodeWriter* writer) {
+    gate.WaitForNotificationWithTimeout(absl::Seconds(10));
+    return GoodDecode(context, request, writer);
+  });
+  Reply old;
+  std::thread client([&] { old = harness.Generate(RouterHarness::TokenRequest(kPrompt, 8)); });
+  while (harness.router()->open_bookings() < 1) absl::SleepFor(absl::Milliseconds(1));
+  std::thread drainer([&] { harness.router()->Drain(absl::Seconds(20), absl::Seconds(25)); });
+  while (harness.router()->NotReadyReason() != "draining") absl::SleepFor(absl::Milliseconds(1));
+  const Reply refused = harness.Generate(RouterHarness::TokenRequest(kPrompt, 8));
+  EXPECT_EQ(refused.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(refused.status.ToString(), HasSubstr("draining"));
+  EXPECT_FALSE(refused.pushback_ms.empty());
+  EXPECT_EQ(harness.Metric("hyserve_rejected_total{model=\"fake\",reason=\"draining\""), 1);
+  gate.Notify();
+  client.join();
+  drainer.join();
+  EXPECT_TRUE(old.status.ok()) << old.status;
+  // The router went, not its workers.
+  EXPECT_EQ(harness.Metric("hyserve_worker_crashes_total{"), 0);
+}
+
+TEST(RouterFaults, AWorkerThatSaysItHasFailedGetsNoRequestsAndCountsAsACrash) {
+  RouterHarness harness;
+  harness.AddPrefill("p0");
+  FakeWorker* const failed = harness.AddDecode("d0");
+  failed->SetFailure("the device is lost");
+  while (harness.router()->NotReadyReason().empty()) absl::SleepFor(absl::Milliseconds(1));
+  harness.AddDecode("d1");
+  for (int i = 0; i < 3; ++i) {
+    const Reply reply = harness.Generate(RouterHarness::TokenRequest(kPrompt, 8));
+    ASSERT_TRUE(reply.status.ok()) << reply.status;
+  }
+  EXPECT_EQ(failed->decode_calls(), 0);
+  EXPECT_EQ(harness.Metric("hyserve_worker_crashes_total{"), 0);
+  failed->SetDraining(true);  // it takes its leave in order
+  failed->DropRegistration();
+  while (harness.router()->usable_workers() > 2) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(harness.Metric("hyserve_worker_crashes_total{"), 1);
 }
 
 TEST(RouterFaults, DrainingEndsWhatDoesNotEndByItself) {

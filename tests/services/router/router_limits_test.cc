@@ -158,6 +158,53 @@ TEST(RouterLimits, AClientThatDoesNotReadIsEndedAndItsWorkersAreFreed) {
   EXPECT_FALSE(reader->Finish().ok());
 }
 
+// The windows and buffers between decode and a client that does not read hold a bounded number of
+// bytes: the decode worker's writes stop, whatever it still has.
+TEST(RouterLimits, BackPressureReachesTheDecodeWorker) {
+  constexpr int64_t kMessages = 20'000;
+  constexpr int64_t kMaxBuffered = int64_t{1} << 20;
+  common::Config config = RouterHarness::DefaultConfig();
+  config.limits.slow_consumer_kill = absl::Milliseconds(500);
+  RouterHarness harness(config);
+  constexpr int32_t kContext = 1 << 20;
+  harness.Add({.name = "p0", .role = v1::WORKER_ROLE_PREFILL, .max_context_tokens = kContext});
+  FakeWorker* const decode = harness.Add(
+      {.name = "d0", .role = v1::WORKER_ROLE_DECODE, .max_context_tokens = kContext});
+  std::atomic<int64_t> written{0}, message_bytes{0};
+  decode->OnDecode([&](grpc::ServerContext* context, const v1::DecodeRequest& request,
+                       DecodeWriter* writer) {
+    SendStarted(writer);
+    v1::DecodeEvent event;
+    auto* const token = event.mutable_tokens()->add_tokens();
+    token->set_token_id('x');
+    for (int i = 0; i < 20; ++i) {
+      token->add_top()->set_token_id('y');
+      token->mutable_top(i)->set_logprob(-1.5f);
+    }
+    message_bytes = static_cast<int64_t>(event.ByteSizeLong());
+    for (int32_t index = 1; index < kMessages && !context->IsCancelled(); ++index) {
+      event.mutable_tokens()->set_first_index(index);
+      if (!writer->Write(event)) break;
+      written += message_bytes;
+    }
+    return grpc::Status(grpc::StatusCode::CANCELLED, "");
+  });
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // the client's window stays small too
+  const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
+      harness.router()->address(), grpc::InsecureChannelCredentials(), arguments));
+  v1::GenerateRequest request = RouterHarness::TokenRequest(kPrompt, kMessages);
+  request.mutable_output()->set_logprobs(20);
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, request);
+  while (decode->decode_calls() == 0) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(harness.WaitIdle());  // ended as a slow consumer, without a single read
+  EXPECT_GT(message_bytes * kMessages, 3 * kMaxBuffered) << "more than was let through";
+  EXPECT_LT(written, kMaxBuffered);
+  context.TryCancel();
+  reader->Finish();
+}
+
 TEST(RouterLimits, ASlowReaderGetsEveryTokenOnce) {
   RouterHarness harness;
   harness.AddPrefill("p0");

@@ -1,0 +1,38 @@
+// Kernels that may start before the kernel in front has ended (programmatic dependent launch): what
+// does not depend on it, above all loads of weights, overlaps its end.
+#ifndef HYSERVE_ENGINE_KERNELS_CUDA_OVERLAP_CUH_
+#define HYSERVE_ENGINE_KERNELS_CUDA_OVERLAP_CUH_
+
+#include <cuda_runtime.h>
+
+namespace hyserve::kernels::cuda {
+
+// Nothing that the kernels in front write may be read, and nothing written, before this. Every thread
+// of a kernel launched by LaunchOverlapped must call it, or the kernel behind could overtake the one
+// in front.
+__device__ __forceinline__ void WaitForPriorKernels() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+// From when all CTAs have called this (or ended) the next kernel's may take free places.
+__device__ __forceinline__ void LetNextKernelStart() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchOverlapped(void (*kernel)(Parameters...), dim3 grid, int threads,
+                             cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace hyserve::kernels::cuda
+
+#endif  // HYSERVE_ENGINE_KERNELS_CUDA_OVERLAP_CUH_

@@ -1,0 +1,374 @@
+// A consumer warpgroup of the prefill kernel: 64 rows (token, head) of the tile against every block that
+// one of its tokens wants.
+#ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_CONSUMER_INL_H_
+#define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_CONSUMER_INL_H_
+
+#include "engine/kernels/cuda/hopper/warpgroup.h"
+#include "engine/kernels/cuda/hopper/wgmma.h"
+#include "engine/kernels/cuda/window_sparse_attention-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
+
+namespace hyserve::kernels::cuda::window_sparse {
+
+template <int kDim, int kVDim, int kStages, int kBlocks>
+class Consumer {
+ public:
+  using Shared = PrefillShared<kDim, kVDim, kStages>;
+
+  __device__ __forceinline__ Consumer(const WindowSparseArgs& args, Shared& shared, int consumer)
+      : args_(args),
+        shared_(shared),
+        queries_(consumer),
+        consumer_(static_cast<int>(blockIdx.x) % kBlocks * kConsumers + consumer),
+        warp_(threadIdx.x / 32 % 4),
+        lane_(threadIdx.x % 32),
+        group_(args.num_heads / args.num_kv_heads),
+        factor_(args.scale * kLog2e) {}
+
+  // The whole warpgroup.
+  __device__ __forceinline__ void Run() {
+    const int consumer_tokens = ConsumerTokens(group_);
+    const uint32_t consumer_mask = (1u << consumer_tokens) - 1;  // at most 16 bits
+    int token[2];  // of this thread's two rows, in the tile; 32: no such row
+    int head[2];   // in the group
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = warp_ * 16 + lane_ / 4 + i * 8;
+      const int local = row / group_;
+      head[i] = row - local * group_;
+      token[i] = local < consumer_tokens ? consumer_ * consumer_tokens + local : 32;
+    }
+    uint32_t q_parity = 0;
+    while (true) {
+      hopper::BarrierWait(&shared_.full[ring_.stage], ring_.parity);
+      StageInfo info = shared_.info[ring_.stage];
+      if (info.flags & kEndOfWork) return;
+      hopper::BarrierWait(&shared_.q_full, q_parity);
+      q_parity ^= 1;
+      LoadQueries();
+      Release(&shared_.q_empty);
+      LoadEnds(info, token, head);
+      Reset();
+      int pending = -1;  // stage whose P V is still to be done
+      while (true) {
+        if ((info.tokens >> (consumer_ * consumer_tokens)) & consumer_mask) {
+          Attend(info, token, SeesAll(info, consumer_tokens), pending);
+#ifndef HS_SIMPLE
+          pending = ring_.stage;
+#endif
+        } else {
+          // A stage may not stay pending while others pass by: the producer waits for it.
+          AddPending(pending);
+          ReleaseStage(ring_.stage);
+        }
+        ring_.Advance();
+        if (info.flags & (kEndOfWindow | kEndOfTile)) {
+          uint32_t first[2][kVDim / 8];
+          LoadFirst(info, token, head, first);
+          AddPending(pending);
+          Finish(info, token, head, first);
+          if (info.flags & kEndOfTile) break;
+          Reset();
+        }
+        hopper::BarrierWait(&shared_.full[ring_.stage], ring_.parity);
+        info = shared_.info[ring_.stage];
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSteps = kDim / 16;
+
+  __device__ __forceinline__ void Release(uint64_t* barrier) {
+    __syncwarp();
+    if (lane_ == 0) hopper::BarrierArrive(barrier);
+  }
+
+  // A stage is free when the consumers of all blocks of the cluster are done with it.
+  __device__ __forceinline__ void ReleaseStage(int stage) {
+    if constexpr (kBlocks == 1) {
+      Release(&shared_.empty[stage]);
+    } else {
+      __syncwarp();
+      if (lane_ < kBlocks) hopper::BarrierArriveCluster(&shared_.empty[stage], lane_);
+    }
+  }
+
+  __device__ __forceinline__ void Reset() {
+#pragma unroll
+    for (int i = 0; i < kVDim / 2; ++i) out_[i] = 0.0f;
+    ClearProbabilities();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      max_[i] = -INFINITY;
+      sum_[i] = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void LoadQueries() {
+    const uint32_t q = hopper::SharedAddress(shared_.q[queries_]);
+    const int row = warp_ * 16 + (lane_ & 15);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int chunk = (step % 4) * 2 + (lane_ >> 4);
+      const uint32_t address =
+          q + (step / 4) * kSlabBytes + row * 128 + ((chunk ^ (row & 7)) << 4);
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                   : "=r"(q_[step][0]), "=r"(q_[step][1]), "=r"(q_[step][2]), "=r"(q_[step][3])
+                   : "r"(address)
+                   : "memory");
+    }
+  }
+
+  // Before the first Issue after an access to the operands.
+  __device__ __forceinline__ void BeginProducts() {
+    hopper::FenceRegisters(q_);
+    hopper::FenceRegisters(p_);
+    hopper::FenceRegisters(out_);
+    hopper::WgmmaFence();
+  }
+
+  __device__ __forceinline__ void IssueLogits(float (&s)[32], int accumulate) {
+    const uint64_t k =
+        hopper::DescriptorKMajor(hopper::SharedAddress(shared_.stages[ring_.stage].k));
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      hopper::WgmmaRegister<64, false>::Issue(
+          s, q_[step], hopper::AdvanceDescriptor(k, (step / 4) * kSlabBytes + (step % 4) * 32),
+          step > 0 ? 1 : accumulate);
+    }
+    hopper::WgmmaCommit();
+  }
+
+  __device__ __forceinline__ void IssueValues(int stage) {
+    const uint64_t v = hopper::DescriptorMnMajor(hopper::SharedAddress(shared_.stages[stage].v),
+                                                 kSlabBytes);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      hopper::WgmmaRegister<kVDim, true>::Issue(out_, p_[step],
+                                                hopper::AdvanceDescriptor(v, step * 2048), 1);
+    }
+    hopper::WgmmaCommit();
+  }
+
+  // True when every token of this consumer sees the whole block; the same for all its threads.
+  __device__ __forceinline__ bool SeesAll(const StageInfo& info, int consumer_tokens) const {
+    const int begin = consumer_ * consumer_tokens;
+    const uint32_t all = ((1u << consumer_tokens) - 1) << begin;
+    const int first = info.tile_position + begin;
+    const int last = first + consumer_tokens - 1;
+    return (info.tokens & all) == all && first >= info.first_position + kSparseBlock - 1 &&
+           (!(info.flags & kWindowStage) || last - args_.window < info.first_position);
+  }
+
+  // One block. The products with the values of stage `pending` (-1: none) run beside this block's
+  // softmax; those of this block are left pending.
+  __device__ __forceinline__ void Attend(const StageInfo& info, const int (&token)[2],
+                                         bool sees_all, int pending) {
+    float s[32];
+    float scale[2];
+    // What a row does not see starts at -infinity and stays there.
+    if (!sees_all) {
+      int lo[2], hi[2];  // slots that this thread's rows see
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const bool wants = token[half] < 32 && ((info.tokens >> token[half]) & 1) != 0;
+        const int last = info.tile_position + token[half] - info.first_position;
+        lo[half] = info.flags & kWindowStage ? last - args_.window + 1 : 0;
+        hi[half] = wants ? last + 1 : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int slot = (i / 4) * 8 + (lane_ & 3) * 2 + (i & 1);
+        const int half = (i >> 1) & 1;
+        s[i] = slot >= lo[half] && slot < hi[half] ? 0.0f : -INFINITY;
+      }
+    }
+    hopper::FenceRegisters(s);
+    BeginProducts();
+    IssueLogits(s, sees_all ? 0 : 1);
+#ifdef HS_SIMPLE
+    hopper::WgmmaWait<0>();
+    hopper::FenceRegisters(s);
+    Softmax(s, scale);
+#else
+    // At first there are no probabilities: zeros times this block's values.
+    IssueValues(pending >= 0 ? pending : ring_.stage);
+    hopper::WgmmaWait<1>();
+    hopper::FenceRegisters(s);
+    Softmax(s, scale);
+    // Never so, but the compiler cannot know: the exponentials come before the wait, beside the
+    // products, not after it.
+    if (sum_[0] + sum_[1] < 0.0f) *static_cast<volatile uint32_t*>(&shared_.never) = 1;
+    hopper::WgmmaWait<0>();
+    hopper::FenceRegisters(out_);
+    if (pending >= 0) ReleaseStage(pending);
+#endif
+    if (__any_sync(~0u, scale[0] != 1.0f || scale[1] != 1.0f)) {
+#pragma unroll
+      for (int i = 0; i < kVDim / 2; ++i) out_[i] *= scale[(i >> 1) & 1];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        p_[i][j] = hopper::PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
+      }
+    }
+#ifdef HS_SIMPLE
+    BeginProducts();
+    IssueValues(ring_.stage);
+    hopper::WgmmaWait<0>();
+    hopper::FenceRegisters(out_);
+    ReleaseStage(ring_.stage);
+#endif
+  }
+
+  __device__ __forceinline__ void AddPending(int& pending) {
+    if (pending < 0) return;
+    BeginProducts();
+    IssueValues(pending);
+    hopper::WgmmaWait<0>();
+    hopper::FenceRegisters(out_);
+    ReleaseStage(pending);
+    ClearProbabilities();
+    pending = -1;
+  }
+
+  __device__ __forceinline__ void ClearProbabilities() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) p_[i][j] = 0;
+    }
+  }
+
+  // Logits to probabilities against the new running maximum; scale: what the old ones must be
+  // multiplied with.
+  __device__ __forceinline__ void Softmax(float (&s)[32], float (&scale)[2]) {
+    float offset[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float max = fmaxf(s[2 * half], s[2 * half + 1]);
+#pragma unroll
+      for (int i = 1; i < 8; ++i) {
+        max = fmaxf(max, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
+      }
+      max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+      max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+      max = fmaxf(max_[half], max * factor_);
+      offset[half] = max == -INFINITY ? 0.0f : max;
+      scale[half] = hopper::Exp2(max_[half] - offset[half]);
+      max_[half] = max;
+      sum_[half] *= scale[half];
+    }
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int half = (i >> 1) & 1;
+      s[i] = hopper::Exp2(fmaf(s[i], factor_, -offset[half]));
+      sum_[half] += s[i];
+    }
+  }
+
+  __device__ __forceinline__ int64_t Row(const StageInfo& info, int token) const {
+    return info.tile_row + (token < info.tile_tokens ? token : 0);
+  }
+  __device__ __forceinline__ uint32_t* Out(const StageInfo& info, int token, int head) const {
+    return reinterpret_cast<uint32_t*>(args_.out + Row(info, token) * args_.out_stride +
+                                       int64_t{info.kv_head * group_ + head} * kVDim +
+                                       (lane_ & 3) * 2);
+  }
+
+  // What the ends of the branches need of memory, long before them: sinks (log2 domain) and gates per
+  // head before the sigmoid.
+  __device__ __forceinline__ void LoadEnds(const StageInfo& info, const int (&token)[2],
+                                           const int (&head)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int h = info.kv_head * group_ + head[half];
+#pragma unroll
+      for (int branch = 0; branch < 2; ++branch) {
+        const float* sink = branch == 0 ? args_.window_sink : args_.sparse_sink;
+        const SparseGate& gate = branch == 0 ? args_.window_gate : args_.sparse_gate;
+        sink_[branch][half] = sink == nullptr ? -INFINITY : sink[h] * kLog2e;
+        gate_[branch][half] = gate.data == nullptr || gate.per_element
+                                  ? INFINITY
+                                  : Bf16(gate.data[Row(info, token[half]) * gate.stride + h]);
+      }
+    }
+  }
+
+  // What this thread wrote for the window, at the end of the sparse branch.
+  __device__ __forceinline__ void LoadFirst(const StageInfo& info, const int (&token)[2],
+                                            const int (&head)[2],
+                                            uint32_t (&first)[2][kVDim / 8]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool wanted = !(info.flags & kWindowStage) && token[half] < info.tile_tokens;
+      const uint32_t* out = Out(info, token[half], head[half]);
+#pragma unroll
+      for (int i = 0; i < kVDim / 8; ++i) first[half][i] = wanted ? out[4 * i] : 0;
+    }
+  }
+
+  // The end of a branch: normalises, gates and writes; the sparse branch comes second and adds to
+  // what was written for the window.
+  __device__ __forceinline__ void Finish(const StageInfo& info, const int (&token)[2],
+                                         const int (&head)[2],
+                                         const uint32_t (&first)[2][kVDim / 8]) {
+    const bool window = (info.flags & kWindowStage) != 0;
+    const SparseGate gate = window ? args_.window_gate : args_.sparse_gate;
+    if (gate.data != nullptr && gate.per_element) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint16_t* gates = gate.data + Row(info, token[half]) * gate.stride +
+                                int64_t{info.kv_head * group_ + head[half]} * kVDim +
+                                (lane_ & 3) * 2;
+#pragma unroll
+        for (int i = 0; i < kVDim / 8; ++i) {
+          out_[4 * i + 2 * half] *= Sigmoid(Bf16(gates[8 * i]));
+          out_[4 * i + 2 * half + 1] *= Sigmoid(Bf16(gates[8 * i + 1]));
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = sum_[half];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const float sink = window ? sink_[0][half] : sink_[1][half];
+      const float factor = SoftmaxFactor(max_[half], sum, sink) *
+                           Sigmoid(window ? gate_[0][half] : gate_[1][half]);
+      if (token[half] >= info.tile_tokens) continue;
+      uint32_t* out = Out(info, token[half], head[half]);
+#pragma unroll
+      for (int i = 0; i < kVDim / 8; ++i) {
+        const uint32_t before = first[half][i];
+        out[4 * i] = PackBf16(
+            fmaf(out_[4 * i + 2 * half], factor, Bf16(static_cast<uint16_t>(before))),
+            fmaf(out_[4 * i + 2 * half + 1], factor, Bf16(static_cast<uint16_t>(before >> 16))));
+      }
+    }
+  }
+
+  const WindowSparseArgs& args_;
+  Shared& shared_;
+  const int queries_;   // consumer of the block
+  const int consumer_;  // of the tile
+  const int warp_;
+  const int lane_;
+  const int group_;
+  const float factor_;
+  hopper::RingPosition<kStages> ring_;
+  uint32_t q_[kSteps][4];
+  uint32_t p_[4][4];  // probabilities of the pending block
+  float out_[kVDim / 2];
+  float sink_[2][2];  // window, sparse; by row
+  float gate_[2][2];
+  float max_[2];
+  float sum_[2];
+};
+
+}  // namespace hyserve::kernels::cuda::window_sparse
+
+#endif  // HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_CONSUMER_INL_H_

@@ -1,0 +1,392 @@
+// WindowSparseAttention of sequences with few rows in the step. The keys of a row and kv head are cut
+// into parts of 64: the selected blocks, then the window. Two kernels:
+//   cluster: the parts lie over a cluster of thread blocks, one part to four warps; results go to the
+//            blocks that own the outputs through distributed shared memory. For small steps.
+//   stream:  one thread block walks over all parts, one chain of them to four warps. For larger steps,
+//            and for more parts than a cluster takes.
+// They give the same bits, so which of them runs may depend on the step.
+#include <cooperative_groups.h>
+
+#include <utility>
+
+#include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_launch.h"
+
+namespace hyserve::kernels::cuda {
+namespace {
+
+namespace cg = cooperative_groups;
+using namespace window_sparse;  // NOLINT: this file is those kernels'
+
+constexpr int kMaxParts = 128;     // of the stream kernel
+constexpr int kClusterParts = 18;  // 16 blocks and a window of 128
+constexpr int kRanks = kClusterParts / kChains;
+constexpr int kThreads = kChains * kPartThreads;
+// Rows times kv heads up to which the cluster kernel is the faster one.
+constexpr int kClusterWork = 16;
+
+__device__ __forceinline__ uint16_t RoundBf16(float value) {
+  const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
+  return *reinterpret_cast<const uint16_t*>(&rounded);
+}
+
+// Both kernels' last operations on an output.
+struct OutputFactors {
+  float window;  // softmax factors
+  float sparse;
+  float window_gate;
+  float sparse_gate;
+};
+__device__ __forceinline__ uint16_t Output(const WindowSparseArgs& args, const OutputFactors& factors,
+                                           float window, float sparse) {
+  float value = __fmul_rn(__fmul_rn(window, factors.window), factors.window_gate);
+  if (args.selection != nullptr) {
+    value = __fmaf_rn(__fmul_rn(sparse, factors.sparse), factors.sparse_gate, value);
+  }
+  return RoundBf16(value);
+}
+
+// ---- Stream --------------------------------------------------------------------------------------
+
+template <int kDim, int kVDim>
+struct StreamShared {
+  struct Chain {
+    PartResult<kVDim> sparse[kPartThreads];
+    PartResult<kVDim> window[kPartThreads];
+  };
+  union Memory {
+    PartKeys<kDim, kVDim> keys[kChains];
+    Chain chain;  // of the chains but the first, once the keys have been used
+  };
+  static_assert(kChains == 2);
+  Memory memory;
+  alignas(128) uint16_t q[kHeads * kDim];
+  PartExchange exchange[kChains];
+  PartPlace places[kMaxParts];
+};
+
+template <int kDim, int kVDim>
+__global__ void __launch_bounds__(kThreads, 2)
+    StreamKernel(const __grid_constant__ WindowSparseArgs args, int rows_per_seq) {
+  using Shared = StreamShared<kDim, kVDim>;
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared*>(memory);
+  DecodeRow at;
+  if (!FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at)) return;
+  const int parts = NumParts(args);
+  const int sparse_parts = NumSparseParts(args);
+  for (int i = threadIdx.x; i < parts; i += kThreads) shared.places[i] = FindPart(args, at, i);
+  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  __syncthreads();
+
+  const int chain = threadIdx.x / kPartThreads;
+  const int thread = threadIdx.x % kPartThreads;
+  const int barrier = 1 + chain;
+  PartKeys<kDim, kVDim>& keys = shared.memory.keys[chain];
+  PartExchange& exchange = shared.exchange[chain];
+  const float factor = args.scale * kLog2e;
+  // The next part of the chain with a visible key.
+  const auto skip = [&](int part) {
+    while (part < parts && shared.places[part].lo >= shared.places[part].hi) part += kChains;
+    return part;
+  };
+  PartResult<kVDim> sparse;
+  PartResult<kVDim> window;
+  int part = skip(chain);
+  if (part < parts) {
+    CopyRows<kDim, true>(args, at, part, shared.places[part], keys.k, thread);
+  }
+  CommitCopies();
+  if (part < parts) {
+    CopyRows<kVDim, false>(args, at, part, shared.places[part], keys.v, thread);
+  }
+  CommitCopies();
+  WaitCopies<1>();
+  __syncthreads();  // the queries, copied by all, have arrived
+  while (part < parts) {
+    WaitCopies<1>();
+    hopper::NamedBarrierSync(barrier, kPartThreads);  // K has arrived
+    PartLogits<kDim>(keys.k, shared.q, shared.places[part], factor, exchange);
+    WaitCopies<0>();
+    hopper::NamedBarrierSync(barrier, kPartThreads);  // V has arrived, K has been used
+    const int next = skip(part + kChains);
+    if (next < parts) {
+      CopyRows<kDim, true>(args, at, next, shared.places[next], keys.k, thread);
+    }
+    CommitCopies();
+    PartResult<kVDim> result;
+    PartValues<kVDim>(keys.v, exchange, result);
+    hopper::NamedBarrierSync(barrier, kPartThreads);  // V has been used
+    if (next < parts) {
+      CopyRows<kVDim, false>(args, at, next, shared.places[next], keys.v, thread);
+    }
+    CommitCopies();
+    if (part < sparse_parts) {
+      MergePart(sparse, result);
+    } else {
+      MergePart(window, result);
+    }
+    part = next;
+  }
+
+  __syncthreads();
+  if (chain == 1) {
+    shared.memory.chain.sparse[thread] = sparse;
+    shared.memory.chain.window[thread] = window;
+  }
+  __syncthreads();
+  if (chain != 0) return;
+  MergePart(sparse, shared.memory.chain.sparse[thread]);
+  MergePart(window, shared.memory.chain.window[thread]);
+  const int group = args.num_heads / args.num_kv_heads;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int local = lane / 4 + half * 8;
+    if (local >= group) continue;
+    const int head = at.kv_head * group + local;
+    OutputFactors factors;
+    factors.window = SoftmaxFactor(window.max[half], window.sum[half], args.window_sink, head);
+    factors.sparse = SoftmaxFactor(sparse.max[half], sparse.sum[half], args.sparse_sink, head);
+    uint16_t* out = args.out + at.row * args.out_stride + int64_t{head} * kVDim;
+#pragma unroll
+    for (int i = 0; i < PartResult<kVDim>::kTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int col = warp * (kVDim / kPartWarps) + i * 8 + (lane & 3) * 2 + j;
+        if ((i == 0 && j == 0) || args.window_gate.per_element) {
+          factors.window_gate = GateValue(args.window_gate, at.row, head, kVDim, col);
+        }
+        if ((i == 0 && j == 0) || args.sparse_gate.per_element) {
+          factors.sparse_gate = GateValue(args.sparse_gate, at.row, head, kVDim, col);
+        }
+        out[col] =
+            Output(args, factors, window.out[i][2 * half + j], sparse.out[i][2 * half + j]);
+      }
+    }
+  }
+}
+
+// ---- Cluster -------------------------------------------------------------------------------------
+
+// Rank r computes parts kChains * r and on, and sends each result to the ranks that own its outputs:
+// rank r owns outputs [r * share, (r + 1) * share) of the group's heads * kVDim.
+template <int kVDim>
+constexpr int kMaxShare = (kHeads * kVDim + kRanks - 1) / kRanks / 2 * 2 + 2;
+
+template <int kDim, int kVDim>
+struct ClusterShared {
+  PartKeys<kDim, kVDim> keys[kChains];
+  alignas(128) uint16_t q[kHeads * kDim];
+  PartExchange exchange[kChains];
+  // Written by all ranks.
+  float max[kClusterParts][kHeads];
+  float sum[kClusterParts][kHeads];
+  float out[kClusterParts][kMaxShare<kVDim>];
+  // The steps of the merges, by branch (window, sparse).
+  MergeWeights steps[kClusterParts][kHeads];
+  MergeWeights chains[2][kHeads];
+  OutputFactors factors[kHeads];
+};
+
+// The weights of every merge of one head and branch, and its softmax factor.
+template <typename Shared>
+__device__ __forceinline__ void PlanMerges(const WindowSparseArgs& args, Shared& shared, int local,
+                                           int head, int branch) {
+  const int begin = branch == 0 ? NumSparseParts(args) : 0;
+  const int end = branch == 0 ? NumParts(args) : NumSparseParts(args);
+  float max[kChains], sum[kChains];
+#pragma unroll
+  for (int chain = 0; chain < kChains; ++chain) {
+    max[chain] = -INFINITY;
+    sum[chain] = 0.0f;
+  }
+#pragma unroll
+  for (int part = 0; part < kClusterParts; ++part) {
+    if (part < begin || part >= end) continue;
+    const int chain = part % kChains;
+    const MergeWeights weights = Merge(max[chain], shared.max[part][local]);
+    max[chain] = weights.max;
+    sum[chain] = Merged(weights, sum[chain], shared.sum[part][local]);
+    shared.steps[part][local] = weights;
+  }
+  const MergeWeights weights = Merge(max[0], max[1]);
+  shared.chains[branch][local] = weights;
+  const float total = Merged(weights, sum[0], sum[1]);
+  if (branch == 0) {
+    shared.factors[local].window = SoftmaxFactor(weights.max, total, args.window_sink, head);
+  } else {
+    shared.factors[local].sparse = SoftmaxFactor(weights.max, total, args.sparse_sink, head);
+  }
+}
+
+template <typename Shared>
+__device__ __forceinline__ float MergeOutputs(const WindowSparseArgs& args, const Shared& shared,
+                                              int local, int index, int branch) {
+  const int begin = branch == 0 ? NumSparseParts(args) : 0;
+  const int end = branch == 0 ? NumParts(args) : NumSparseParts(args);
+  float out[kChains] = {};
+#pragma unroll
+  for (int part = 0; part < kClusterParts; ++part) {
+    if (part < begin || part >= end) continue;
+    const int chain = part % kChains;
+    out[chain] = Merged(shared.steps[part][local], out[chain], shared.out[part][index]);
+  }
+  return Merged(shared.chains[branch][local], out[0], out[1]);
+}
+
+template <int kDim, int kVDim>
+__global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
+    ClusterKernel(const __grid_constant__ WindowSparseArgs args, int rows_per_seq) {
+  using Shared = ClusterShared<kDim, kVDim>;
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared*>(memory);
+  cg::cluster_group cluster = cg::this_cluster();
+  DecodeRow at;
+  if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) return;  // the whole cluster
+  auto started = cluster.barrier_arrive();
+  const int chain = threadIdx.x / kPartThreads;
+  const int thread = threadIdx.x % kPartThreads;
+  const int rank = static_cast<int>(cluster.block_rank());
+  const int part = rank * kChains + chain;
+  const int group = args.num_heads / args.num_kv_heads;
+  PartPlace place;
+  if (part < NumParts(args)) place = FindPart(args, at, part);
+  const bool visible = place.lo < place.hi;
+  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  if (visible) CopyRows<kDim, true>(args, at, part, place, shared.keys[chain].k, thread);
+  CommitCopies();
+  if (visible) CopyRows<kVDim, false>(args, at, part, place, shared.keys[chain].v, thread);
+  CommitCopies();
+
+  // While they come: what the outputs of this thread will need.
+  const int share = ((group * kVDim + kRanks - 1) / kRanks + 1) / 2 * 2;
+  const int output = rank * share + static_cast<int>(threadIdx.x);
+  const bool owner = static_cast<int>(threadIdx.x) < share && output < group * kVDim;
+  const int output_local = owner ? output / kVDim : 0;
+  const int output_col = output % kVDim;
+  const int output_head = at.kv_head * group + output_local;
+  float window_gate = 1.0f;
+  float sparse_gate = 1.0f;
+  if (owner) {
+    window_gate = GateValue(args.window_gate, at.row, output_head, kVDim, output_col);
+    sparse_gate = GateValue(args.sparse_gate, at.row, output_head, kVDim, output_col);
+  }
+
+  WaitCopies<1>();
+  __syncthreads();
+  if (visible) {
+    PartLogits<kDim>(shared.keys[chain].k, shared.q, place, args.scale * kLog2e,
+                     shared.exchange[chain]);
+  }
+  WaitCopies<0>();
+  hopper::NamedBarrierSync(1 + chain, kPartThreads);
+  PartResult<kVDim> result;
+  if (visible) PartValues<kVDim>(shared.keys[chain].v, shared.exchange[chain], result);
+
+  cluster.barrier_wait(std::move(started));  // the others' shared memory is there
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int local = lane / 4 + half * 8;
+    if (local >= group) continue;
+#pragma unroll
+    for (int i = 0; i < PartResult<kVDim>::kTiles; ++i) {
+      const int index = local * kVDim + warp * (kVDim / kPartWarps) + i * 8 + (lane & 3) * 2;
+      const int to = index / share;
+      float* out = cluster.map_shared_rank(&shared.out[part][index - to * share], to);
+      *reinterpret_cast<float2*>(out) =
+          make_float2(result.out[i][2 * half], result.out[i][2 * half + 1]);
+    }
+    // Maximum and sum go to everybody: lane % 4 of warp w to the ranks 4 w + lane % 4.
+    const int to = warp * 4 + (lane & 3);
+    if (to < kRanks) {
+      *cluster.map_shared_rank(&shared.max[part][local], to) = result.max[half];
+      *cluster.map_shared_rank(&shared.sum[part][local], to) = result.sum[half];
+    }
+  }
+  cluster.sync();
+  if (threadIdx.x < 2 * group) {
+    const int local = threadIdx.x / 2;
+    PlanMerges(args, shared, local, at.kv_head * group + local, threadIdx.x % 2);
+  }
+  __syncthreads();
+  if (!owner) return;
+  OutputFactors factors = shared.factors[output_local];
+  factors.window_gate = window_gate;
+  factors.sparse_gate = sparse_gate;
+  const float window = MergeOutputs(args, shared, output_local, threadIdx.x, 0);
+  const float sparse = MergeOutputs(args, shared, output_local, threadIdx.x, 1);
+  args.out[at.row * args.out_stride + int64_t{output_head} * kVDim + output_col] =
+      Output(args, factors, window, sparse);
+}
+
+// ---- Launch --------------------------------------------------------------------------------------
+
+template <int kDim, int kVDim>
+cudaError_t LaunchStream(const WindowSparseArgs& args, int rows_per_seq, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(StreamShared<kDim, kVDim>);
+  static const cudaError_t attribute = cudaFuncSetAttribute(
+      StreamKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (attribute != cudaSuccess) return attribute;
+  const dim3 grid(args.num_kv_heads, args.num_seqs * rows_per_seq);
+  StreamKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
+  return cudaGetLastError();
+}
+
+template <int kDim, int kVDim>
+cudaError_t LaunchCluster(const WindowSparseArgs& args, int rows_per_seq, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(ClusterShared<kDim, kVDim>);
+  static const cudaError_t attribute = cudaFuncSetAttribute(
+      ClusterKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (attribute != cudaSuccess) return attribute;
+  // Nine blocks are more than every GPU must be able to place, but not more than this one does.
+  static const cudaError_t large = cudaFuncSetAttribute(
+      ClusterKernel<kDim, kVDim>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (large != cudaSuccess) return large;
+  const dim3 grid(kRanks, args.num_kv_heads, args.num_seqs * rows_per_seq);
+  ClusterKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
+  return cudaGetLastError();
+}
+
+bool Aligned(const void* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
+}
+
+}  // namespace
+
+bool WindowSparseDecodeSupports(const WindowSparseArgs& args) {
+  const int d = args.head_dim;
+  const int v = args.v_head_dim;
+  const bool dims = (d == 64 && v == 64) || (d == 128 && v == 128) || (d == 192 && v == 128);
+  return dims && args.num_heads / args.num_kv_heads <= kHeads && NumParts(args) <= kMaxParts &&
+         Aligned(args.q.data, args.q.stride) && Aligned(args.step_k.data, args.step_k.stride) &&
+         Aligned(args.step_v.data, args.step_v.stride) && Aligned(args.ring, 0) &&
+         args.ring_k_offset_bytes % 16 == 0 && args.ring_v_offset_bytes % 16 == 0 &&
+         args.slab_stride_bytes % 16 == 0 &&
+         (args.selection == nullptr || Aligned(args.pages, 0)) && args.num_kv_heads <= 65535 &&
+         int64_t{args.num_seqs} * kSparseDecodeRows <= 65535;
+}
+
+cudaError_t LaunchWindowSparseDecode(const WindowSparseArgs& args, int rows_per_seq,
+                                     DecodeKernel kernel, cudaStream_t stream) {
+  if (args.num_seqs == 0 || rows_per_seq == 0) return cudaSuccess;
+  const int64_t work = int64_t{args.num_seqs} * rows_per_seq * args.num_kv_heads;
+  const bool cluster_fits = NumParts(args) <= kClusterParts;
+  if (kernel == DecodeKernel::kAuto) {
+    kernel = cluster_fits && work <= kClusterWork ? DecodeKernel::kCluster : DecodeKernel::kStream;
+  }
+  if (kernel == DecodeKernel::kCluster) {
+    if (!cluster_fits) return cudaErrorInvalidValue;
+    if (args.head_dim == 64) return LaunchCluster<64, 64>(args, rows_per_seq, stream);
+    if (args.head_dim == 128) return LaunchCluster<128, 128>(args, rows_per_seq, stream);
+    return LaunchCluster<192, 128>(args, rows_per_seq, stream);
+  }
+  if (args.head_dim == 64) return LaunchStream<64, 64>(args, rows_per_seq, stream);
+  if (args.head_dim == 128) return LaunchStream<128, 128>(args, rows_per_seq, stream);
+  return LaunchStream<192, 128>(args, rows_per_seq, stream);
+}
+
+}  // namespace hyserve::kernels::cuda

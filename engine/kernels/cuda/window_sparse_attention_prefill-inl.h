@@ -1,0 +1,112 @@
+// What producer and consumers of the prefill kernel of WindowSparseAttention share.
+//
+// A tile is a few consecutive tokens of one sequence and one kv head; its rows are (token, head of
+// the group), 64 for each consumer warpgroup. One thread block, or a cluster of two that share every
+// copy, works on a tile with two consumers a block. Keys come in blocks of 64: first the blocks of the window (a grid from position 0), then the union of the
+// blocks that the tile's tokens selected, in ascending order. Each stage says which tokens want it.
+#ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
+#define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "engine/kernels/cuda/hopper/mbarrier.h"
+#include "engine/kernels/cuda/window_sparse_attention_launch.h"
+
+namespace hyserve::kernels::cuda::window_sparse {
+
+inline constexpr int kConsumers = 2;          // warpgroups of a thread block
+inline constexpr int kTileRows = 64;          // of one consumer
+inline constexpr int kMaxTileTokens = 32;     // one a lane of the producer
+inline constexpr int kSlabBytes = 64 * 128;   // 64 rows of 64 bf16
+
+// Thread blocks of a tile for groups of `heads` heads (at most 64), and tokens of one consumer.
+__host__ __device__ constexpr int TileBlocks(int heads) {
+#ifdef HS_NOCLUSTER
+  return 1;
+#endif
+  return 2 * kConsumers * (kTileRows / heads) <= kMaxTileTokens ? 2 : 1;
+}
+__host__ __device__ constexpr int ConsumerTokens(int heads) {
+  const int most = kMaxTileTokens / (TileBlocks(heads) * kConsumers);
+  return kTileRows / heads < most ? kTileRows / heads : most;
+}
+
+enum StageFlags : uint32_t {
+  kWindowStage = 1,   // a block of the window branch
+  kEndOfWindow = 2,   // the last one of the tile
+  kEndOfTile = 4,
+  kEndOfWork = 8,     // nothing in the stage; the consumers leave
+};
+
+struct alignas(16) StageInfo {
+  uint32_t tokens;     // bit i: token i of the tile attends to this block
+  int first_position;  // of the block
+  uint32_t flags;
+  int kv_head;
+  int tile_row;        // first row of the tile in the step
+  int tile_position;   // its position
+  int tile_tokens;
+  int unused;
+};
+
+// Where the keys of a block come from.
+enum class BlockSource : int {
+  kStep,        // 64 rows of the step from row `index` on
+  kPage,        // page `index`
+  kMixedStep,   // slots [lo, hi) of a block that lies in the ring, or in the step in part only
+  kPartOfPage,  // slots [0, hi) of page `index`: the newest block, not full yet
+};
+
+// What the planner tells the producer.
+struct PlannedBlock {
+  StageInfo info;
+  BlockSource source;
+  int index;
+  int lo;
+  int hi;
+  int seq;
+  int starts_tile;  // the queries are to be loaded
+};
+inline constexpr int kPlanDepth = 16;
+
+template <int kDim, int kVDim, int kStages>
+struct PrefillShared {
+  static constexpr int kKeySlabs = kDim / 64;
+  static constexpr int kValueSlabs = kVDim / 64;
+  alignas(1024) unsigned char q[kConsumers][kKeySlabs][kSlabBytes];
+  struct Stage {
+    unsigned char k[kKeySlabs][kSlabBytes];
+    unsigned char v[kValueSlabs][kSlabBytes];
+  };
+  alignas(1024) Stage stages[kStages];
+  StageInfo info[kStages];
+  PlannedBlock plan[kPlanDepth];
+  uint64_t full[kStages];
+  uint64_t empty[kStages];
+  uint64_t plan_full[kPlanDepth];
+  uint64_t plan_empty[kPlanDepth];
+  uint64_t q_full;
+  uint64_t q_empty;
+  uint32_t never;  // written by nobody
+};
+
+// How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim] in boxes
+// of 64 keys or, for clusters, of 32; step rows [rows][kv heads * dim].
+struct PrefillMaps {
+  CUtensorMap q;
+  CUtensorMap page_k;
+  CUtensorMap page_v;
+  CUtensorMap step_k;
+  CUtensorMap step_v;
+};
+
+struct PrefillPlan {
+  int min_rows = 0;  // sequences with more rows are this kernel's
+  int num_tiles = 0;
+};
+
+}  // namespace hyserve::kernels::cuda::window_sparse
+
+#endif  // HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_

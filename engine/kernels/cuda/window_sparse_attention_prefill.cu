@@ -1,0 +1,207 @@
+// WindowSparseAttention of sequences with many rows in the step: a persistent kernel; a thread block is a
+// planner warp, a producer warp and two consumer warpgroups.
+//
+// Neighbouring tokens select much the same blocks, so a tile of tokens streams the union of their
+// blocks once through shared memory, and masks decide which rows attend to a block. A consumer none of
+// whose tokens wants a block skips it. A block that a row does not attend to changes nothing in the
+// row, not even a bit, so a row's result depends on its position and its selection alone.
+#include "engine/kernels/cuda/hopper/tensor_map.h"
+#include "engine/kernels/cuda/hopper/warpgroup.h"
+#include "engine/kernels/cuda/window_sparse_attention_consumer-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_launch.h"
+#include "engine/kernels/cuda/window_sparse_attention_planner-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_producer-inl.h"
+
+namespace hyserve::kernels::cuda {
+namespace {
+
+using namespace window_sparse;  // NOLINT: this file is that kernel's
+
+constexpr int kThreads = (1 + kConsumers) * hopper::kWarpgroupThreads;
+
+template <int kBlocks>
+__device__ __forceinline__ void SyncBlocks() {
+  if constexpr (kBlocks == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+  }
+}
+
+template <int kDim, int kVDim, int kStages, int kBlocks>
+__global__ void __launch_bounds__(kThreads, 1)
+    PrefillKernel(const __grid_constant__ WindowSparseArgs args,
+                  const __grid_constant__ PrefillPlan plan,
+                  const __grid_constant__ PrefillMaps maps) {
+  using Shared = PrefillShared<kDim, kVDim, kStages>;
+  extern __shared__ unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared*>(
+      memory + (1024 - hopper::SharedAddress(memory) % 1024) % 1024);
+  if (threadIdx.x == 0) {
+    constexpr int kConsumerWarps = kConsumers * 4;
+    for (int i = 0; i < kStages; ++i) {
+      hopper::BarrierInit(&shared.full[i], 1);
+      hopper::BarrierInit(&shared.empty[i], kBlocks * kConsumerWarps);
+    }
+    for (int i = 0; i < kPlanDepth; ++i) {
+      hopper::BarrierInit(&shared.plan_full[i], 1);
+      hopper::BarrierInit(&shared.plan_empty[i], 1);
+    }
+    hopper::BarrierInit(&shared.q_full, 1);
+    hopper::BarrierInit(&shared.q_empty, kConsumerWarps);
+    hopper::FenceBarrierInit();
+  }
+  SyncBlocks<kBlocks>();
+  const int warpgroup = threadIdx.x / hopper::kWarpgroupThreads;
+  if (warpgroup == 0) {
+    hopper::ReduceRegisters<72>();
+    const int warp = threadIdx.x / 32;
+    if (warp == 0) Producer<kDim, kVDim, kStages, kBlocks>(args, maps, shared).Run();
+    if (warp == 1) Planner<Shared, kBlocks>(args, plan, shared).Run();
+  } else {
+    hopper::IncreaseRegisters<216>();
+    Consumer<kDim, kVDim, kStages, kBlocks>(args, shared, warpgroup - 1).Run();
+  }
+  if constexpr (kBlocks > 1) SyncBlocks<kBlocks>();  // others copy into this block and signal it
+}
+
+cudaError_t EncodePages(const uint16_t* data, const WindowSparseArgs& args, int dim, int box_keys,
+                        CUtensorMap* map) {
+  const uint64_t row = uint64_t{2} * dim;
+  const uint64_t slice = uint64_t{2} * args.num_kv_heads * kSparseBlock *
+                         (args.head_dim + args.v_head_dim);
+  hopper::TensorMapShape shape;
+  shape.data = data;
+  shape.rank = 4;
+  const uint64_t extents[] = {static_cast<uint64_t>(dim), kSparseBlock,
+                              static_cast<uint64_t>(args.num_kv_heads),
+                              static_cast<uint64_t>(args.num_blocks)};
+  const uint64_t strides[] = {row, row * kSparseBlock, slice};
+  const uint32_t box[] = {64, static_cast<uint32_t>(box_keys), 1, 1};
+  for (int i = 0; i < 4; ++i) shape.extents[i] = extents[i];
+  for (int i = 0; i < 3; ++i) shape.strides_bytes[i] = strides[i];
+  for (int i = 0; i < 4; ++i) shape.box[i] = box[i];
+  return hopper::EncodeTensorMap(shape, map);
+}
+
+cudaError_t EncodeStep(const SparseMatrix& matrix, const WindowSparseArgs& args, int dim,
+                       CUtensorMap* map) {
+  hopper::TensorMapShape shape;
+  shape.data = matrix.data;
+  shape.rank = 2;
+  shape.extents[0] = static_cast<uint64_t>(dim) * args.num_kv_heads;
+  shape.extents[1] = static_cast<uint64_t>(args.num_rows);
+  shape.strides_bytes[0] = static_cast<uint64_t>(matrix.stride) * 2;
+  shape.box[0] = 64;
+  shape.box[1] = kSparseBlock;
+  return hopper::EncodeTensorMap(shape, map);
+}
+
+cudaError_t EncodeQueries(const WindowSparseArgs& args, CUtensorMap* map) {
+  const int group = args.num_heads / args.num_kv_heads;
+  hopper::TensorMapShape shape;
+  shape.data = args.q.data;
+  shape.rank = 3;
+  shape.extents[0] = static_cast<uint64_t>(args.head_dim);
+  shape.extents[1] = static_cast<uint64_t>(args.num_heads);
+  shape.extents[2] = static_cast<uint64_t>(args.num_rows);
+  shape.strides_bytes[0] = static_cast<uint64_t>(args.head_dim) * 2;
+  shape.strides_bytes[1] = static_cast<uint64_t>(args.q.stride) * 2;
+  shape.box[0] = 64;
+  shape.box[1] = static_cast<uint32_t>(group);
+  shape.box[2] = static_cast<uint32_t>(ConsumerTokens(group));
+  return hopper::EncodeTensorMap(shape, map);
+}
+
+cudaError_t EncodeMaps(const WindowSparseArgs& args, int blocks, PrefillMaps* maps) {
+  const int box_keys = kSparseBlock / blocks;
+  cudaError_t error = EncodeQueries(args, &maps->q);
+  if (error == cudaSuccess) error = EncodeStep(args.step_k, args, args.head_dim, &maps->step_k);
+  if (error == cudaSuccess) error = EncodeStep(args.step_v, args, args.v_head_dim, &maps->step_v);
+  if (args.selection == nullptr) {
+    maps->page_k = maps->step_k;  // not used
+    maps->page_v = maps->step_v;
+    return error;
+  }
+  const int64_t k_slice = int64_t{args.num_kv_heads} * kSparseBlock * args.head_dim;
+  if (error == cudaSuccess) {
+    error = EncodePages(args.pages, args, args.head_dim, box_keys, &maps->page_k);
+  }
+  if (error == cudaSuccess) {
+    error = EncodePages(args.pages + k_slice, args, args.v_head_dim, box_keys, &maps->page_v);
+  }
+  return error;
+}
+
+template <int kDim, int kVDim, int kStages, int kBlocks>
+cudaError_t LaunchBlocks(const WindowSparseArgs& args, const PrefillPlan& plan, int num_sms,
+                         cudaStream_t stream) {
+  constexpr int kBytes = sizeof(PrefillShared<kDim, kVDim, kStages>) + 1024;
+  static_assert(kBytes <= 227 * 1024);
+  constexpr auto* kKernel = PrefillKernel<kDim, kVDim, kStages, kBlocks>;
+  static const cudaError_t attribute =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (attribute != cudaSuccess) return attribute;
+  PrefillMaps maps;
+  cudaError_t error = EncodeMaps(args, kBlocks, &maps);
+  if (error != cudaSuccess) return error;
+  const int64_t work = int64_t{plan.num_tiles} * args.num_kv_heads;
+  const int clusters = num_sms / kBlocks;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(work < clusters ? work : clusters) * kBlocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kBlocks, 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = kBlocks > 1 ? 1 : 0;
+  error = cudaLaunchKernelEx(&config, kKernel, args, plan, maps);
+  return error == cudaSuccess ? cudaGetLastError() : error;
+}
+
+template <int kDim, int kVDim, int kStages>
+cudaError_t Launch(const WindowSparseArgs& args, const PrefillPlan& plan, int num_sms,
+                   cudaStream_t stream) {
+  if (TileBlocks(args.num_heads / args.num_kv_heads) == 1) {
+    return LaunchBlocks<kDim, kVDim, kStages, 1>(args, plan, num_sms, stream);
+  }
+  return LaunchBlocks<kDim, kVDim, kStages, 2>(args, plan, num_sms, stream);
+}
+
+bool Aligned(const void* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
+}
+
+}  // namespace
+
+bool WindowSparsePrefillSupports(const WindowSparseArgs& args) {
+  const int d = args.head_dim;
+  const int v = args.v_head_dim;
+  const bool dims = (d == 64 && v == 64) || (d == 128 && v == 128) || (d == 192 && v == 128);
+  return dims && args.scale > 0.0f && args.num_heads / args.num_kv_heads <= kTileRows &&
+         Aligned(args.q.data, args.q.stride) && Aligned(args.step_k.data, args.step_k.stride) &&
+         Aligned(args.step_v.data, args.step_v.stride) && Aligned(args.ring, 0) &&
+         reinterpret_cast<uintptr_t>(args.out) % 4 == 0 && args.out_stride % 2 == 0 &&
+         args.ring_k_offset_bytes % 16 == 0 && args.ring_v_offset_bytes % 16 == 0 &&
+         args.slab_stride_bytes % 16 == 0 &&
+         (args.selection == nullptr || Aligned(args.pages, 0));
+}
+
+int WindowSparsePrefillTileTokens(const WindowSparseArgs& args) {
+  const int group = args.num_heads / args.num_kv_heads;
+  return TileBlocks(group) * kConsumers * ConsumerTokens(group);
+}
+
+cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, int min_rows, int num_tiles,
+                                      int num_sms, cudaStream_t stream) {
+  if (num_tiles == 0) return cudaSuccess;
+  const PrefillPlan plan = {min_rows, num_tiles};
+  if (args.head_dim == 64) return Launch<64, 64, 8>(args, plan, num_sms, stream);
+  if (args.head_dim == 128) return Launch<128, 128, 5>(args, plan, num_sms, stream);
+  return Launch<192, 128, 4>(args, plan, num_sms, stream);
+}
+
+}  // namespace hyserve::kernels::cuda
