@@ -4,7 +4,8 @@
 //   hyserve-engine-bench --preset 7b --device cuda --kv-memory-gib 90 --chunk-tokens 8192
 //                        --depths 8192,32768 --batches 1,8,32
 //
-// --batches adds decode of batches at every depth (see MeasureDecode). One JSON line per figure; the
+// --run-tokens 1,64 measures prompts of random tokens and of runs of 64 equal ones (MeasurePrefill);
+// --batches adds decode of batches at every depth (MeasureDecode). One JSON line per figure; the
 // first names the engine and the copy bandwidth of its memory, measured in the same process.
 #include <algorithm>
 #include <cstdio>
@@ -46,6 +47,7 @@ struct Flags {
   runtime::EngineOptions options;
   std::vector<int> depths;
   std::vector<int> batches;
+  std::vector<int> runs;
   int decode_tokens = 32;
   int repetitions = 3;
 };
@@ -58,13 +60,15 @@ absl::StatusOr<Flags> ReadFlags(const cli::Args& args) {
   const auto repetitions = args.GetInt("repetitions", 3, 0, 100);
   const auto kv_memory = args.GetInt("kv-memory-gib", 3, 1, 1 << 20);
   const auto depths = Numbers("depths", args.Get("depths", "1024,4096,16384"));
+  const auto runs = Numbers("run-tokens", args.Get("run-tokens", "1"));
   const auto batches = Numbers("batches", args.Get("batches", ""));
   for (const absl::Status& status :
        {threads.status(), chunk.status(), decode_tokens.status(), repetitions.status(),
-        kv_memory.status(), depths.status(), batches.status()}) {
+        kv_memory.status(), depths.status(), runs.status(), batches.status()}) {
     if (!status.ok()) return status;
   }
   flags.depths = *depths;
+  flags.runs = *runs;
   flags.batches = *batches;
   flags.decode_tokens = static_cast<int>(*decode_tokens);
   flags.repetitions = static_cast<int>(*repetitions);
@@ -99,8 +103,9 @@ absl::Status Run(const cli::Args& args) {
                  {"copy_gigabytes_per_second", *copy / 1e9},
                  {"chunk_tokens", flags->options.chunk_tokens}});
   for (const int depth : flags->depths) {
-    if (flags->repetitions > 0) {
-      auto row = MeasurePrefill(**engine, depth, flags->decode_tokens, flags->repetitions);
+    for (const int run : flags->runs) {
+      if (flags->repetitions == 0) break;
+      auto row = MeasurePrefill(**engine, depth, run, flags->decode_tokens, flags->repetitions);
       if (!row.ok()) return row.status();
       Print(preset, *std::move(row));
     }
@@ -124,7 +129,7 @@ absl::Status Run(const cli::Args& args) {
 int main(int argc, char** argv) {
   const auto args = hyserve::cli::Args::Parse(
       std::vector<std::string>(argv + 1, argv + argc),
-      {.options = {"preset", "device", "threads", "isa", "chunk-tokens", "depths", "batches",
+      {.options = {"preset", "device", "threads", "isa", "chunk-tokens", "depths", "run-tokens", "batches",
                    "decode-tokens", "repetitions", "kv-memory-gib"}});
   const absl::Status status = args.ok() ? hyserve::benchmarks::Run(*args) : args.status();
   if (status.ok()) return 0;

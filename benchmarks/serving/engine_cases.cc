@@ -92,12 +92,15 @@ class Recorder : public runtime::EventSink {
   absl::Status status_;
 };
 
-runtime::SequenceRequest RandomRequest(const runtime::Engine& engine, int depth, int max_tokens) {
+runtime::SequenceRequest RandomRequest(const runtime::Engine& engine, int depth, int run_tokens,
+                                       int max_tokens) {
   runtime::SequenceRequest request;
   request.id = NextId();
   std::mt19937 random(static_cast<unsigned>(request.id));
   for (int i = 0; i < depth; ++i) {
-    request.prompt.push_back(static_cast<int32_t>(random() % engine.config().vocab_size));
+    request.prompt.push_back(i % run_tokens > 0
+                                 ? request.prompt.back()
+                                 : static_cast<int32_t>(random() % engine.config().vocab_size));
   }
   request.sampling.temperature = 0;
   request.sampling.max_tokens = max_tokens;
@@ -124,12 +127,13 @@ int64_t KvBytesRead(const runtime::Engine& engine, int64_t depth) {
 }  // namespace
 
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, int depth,
-                                                      int decode_tokens, int repetitions) {
+                                                      int run_tokens, int decode_tokens,
+                                                      int repetitions) {
   std::vector<double> first_token, prefill, last_chunk, decode;
   for (int repetition = 0; repetition < repetitions; ++repetition) {
     auto recorder = std::make_shared<Recorder>();
     absl::Status status =
-        engine.Submit(RandomRequest(engine, depth, decode_tokens + 1), recorder);
+        engine.Submit(RandomRequest(engine, depth, run_tokens, decode_tokens + 1), recorder);
     if (status.ok()) status = recorder->WaitFinished();
     if (!status.ok()) return status;
     first_token.push_back(recorder->FirstToken());
@@ -139,6 +143,7 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
   }
   nlohmann::ordered_json row;
   row["depth_tokens"] = depth;
+  row["run_tokens"] = run_tokens;
   row["ttft_seconds"] = Median(first_token);
   row["prefill_tokens_per_second"] = Median(prefill);
   row["prefill_last_chunk_tokens_per_second"] = Median(last_chunk);
@@ -155,9 +160,9 @@ absl::StatusOr<nlohmann::ordered_json> MeasureDecode(runtime::Engine& engine, in
   std::vector<runtime::SequenceId> ids;
   absl::Status status;
   for (int i = 0; i < batch && status.ok(); ++i) {
-    runtime::SequenceRequest request = RandomRequest(engine, depth, decode_tokens + 1);
+    runtime::SequenceRequest request = RandomRequest(engine, depth, 1, decode_tokens + 1);
     request.mode = runtime::SequenceMode::kDecode;
-    request.deadline = absl::Now() + absl::Seconds(10);
+    request.deadline = absl::Now() + absl::Seconds(2);
     ids.push_back(request.id);
     recorders.push_back(std::make_shared<Recorder>());
     status = engine.Reserve(std::move(request), recorders.back());

@@ -13,9 +13,12 @@ namespace hyserve::benchmarks {
 
 // One random prompt of `depth` tokens, computed `repetitions` times: medians of the time to the first
 // token, of the tokens per second of the whole prompt and of its last chunk ("at depth"), and of
-// decoding the `decode_tokens` tokens behind it.
+// decoding the `decode_tokens` tokens behind it. Every random token stands `run_tokens` times in a row:
+// with random weights, neighbours that are unlike choose blocks that have nothing in common, which is
+// the worst case of sparse layers; runs make them choose alike, as those of real text do.
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, int depth,
-                                                      int decode_tokens, int repetitions);
+                                                      int run_tokens, int decode_tokens,
+                                                      int repetitions);
 
 // Decoding of `batch` sequences of `depth` tokens whose cache was filled with random values, as if a
 // hand-off had brought it: median time of a step, tokens per second, and the bytes that a step has to

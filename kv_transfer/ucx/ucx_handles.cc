@@ -66,6 +66,9 @@ absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& e
   if (options.device != nullptr) {
     // The receiver reads: nothing then writes into its pages but its own copies.
     settings.emplace_back("RNDV_SCHEME", "get_zcopy");
+    // Its record of allocations misses those that it could not watch, and takes them for host memory.
+    // Without it UCX asks the driver; we say the type of all memory anyway.
+    settings.emplace_back("MEMTYPE_CACHE", "n");
 #if UCP_API_VERSION >= UCP_VERSION(1, 17)
     // Left to itself, UCX does so only on machines that show NVLinks, and goes through the host
     // elsewhere. Unknown, and not needed, where UCX found no CUDA.

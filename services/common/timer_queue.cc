@@ -8,17 +8,24 @@ namespace hyserve::common {
 
 TimerQueue::TimerQueue() : thread_([this] { Run(); }) {}
 
-TimerQueue::~TimerQueue() {
+TimerQueue::~TimerQueue() { Stop(); }
+
+void TimerQueue::Stop() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
+  std::map<Key, std::function<void()>> dropped;  // destroyed outside the lock, as in Cancel()
+  absl::MutexLock lock(&mutex_);
+  dropped.swap(calls_);
+  times_.clear();
 }
 
 TimerId TimerQueue::Schedule(absl::Time when, std::function<void()> call) {
   absl::MutexLock lock(&mutex_);
   const TimerId id = next_id_++;
+  if (stopping_) return id;
   changed_ |= calls_.empty() || when < calls_.begin()->first.first;
   calls_.emplace(Key(when, id), std::move(call));
   times_.emplace(id, when);

@@ -22,8 +22,7 @@ using TimerId = uint64_t;  // never 0
 class TimerQueue {
  public:
   TimerQueue();
-  // Functions that are not due yet are dropped; a running one is waited for.
-  ~TimerQueue();
+  ~TimerQueue();  // Stop()
   TimerQueue(const TimerQueue&) = delete;
   TimerQueue& operator=(const TimerQueue&) = delete;
 
@@ -32,6 +31,9 @@ class TimerQueue {
   TimerId ScheduleAfter(absl::Duration delay, std::function<void()> call);
   // True if the function will not run; false if it ran, runs now or is unknown.
   bool Cancel(TimerId id);
+  // Functions that are not due yet, and those that are scheduled later, are dropped; a running one is
+  // waited for. Not from two threads at once, nor from a function of the queue.
+  void Stop();
 
  private:
   using Key = std::pair<absl::Time, TimerId>;

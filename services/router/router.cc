@@ -49,14 +49,13 @@ struct Router::Impl {
         router_metrics(&metrics),
         registry(RegistryOptionsOf(config)),
         live(config.limits.live_requests),
-        timers(std::make_unique<common::TimerQueue>()),
-        dispatcher(DispatcherOptionsOf(config), &registry, timers.get(), &router_metrics),
+        dispatcher(DispatcherOptionsOf(config), &registry, &timers, &router_metrics),
         text_pool(std::make_unique<TextPool>(config.router.text_threads, config.router.text_queue)),
         context{config.limits,  config.router.inline_text_bytes,
                 RandomWord(),   text.get(),
                 text_pool.get(), &registry,
                 &dispatcher,    &live,
-                timers.get(),   &router_metrics},
+                &timers,        &router_metrics},
         service(&context),
         registry_service(&registry, &dispatcher, &router_metrics, ConnectWorker, RandomWord()) {}
 
@@ -76,7 +75,7 @@ struct Router::Impl {
       server->SetServing(serving);
       server->SetServing(kInferenceService, serving);
     }
-    timers->ScheduleAfter(kHealthInterval, [this] { WatchHealth(); });
+    timers.ScheduleAfter(kHealthInterval, [this] { WatchHealth(); });
   }
 
   std::unique_ptr<TextModel> text;
@@ -84,13 +83,14 @@ struct Router::Impl {
   RouterMetrics router_metrics;
   WorkerRegistry registry;
   LiveRequests live;
-  std::unique_ptr<common::TimerQueue> timers;
+  common::TimerQueue timers;
   Dispatcher dispatcher;
   std::unique_ptr<TextPool> text_pool;
   RouterContext context;
   RouterService service;
   RegistryService registry_service;
   std::atomic<bool> healthy{false};
+  bool drained = false;
   std::unique_ptr<common::GrpcServer> registry_server;
   std::unique_ptr<common::GrpcServer> server;
   std::unique_ptr<common::MetricsServer> metrics_server;
@@ -150,7 +150,7 @@ int64_t Router::open_bookings() const {
 }
 
 void Router::Drain(absl::Duration soft, absl::Duration hard) {
-  if (impl_->timers == nullptr) return;
+  if (std::exchange(impl_->drained, true)) return;
   const absl::Time end = absl::Now() + hard;
   const auto left = [end] { return std::max(end - absl::Now(), absl::ZeroDuration()); };
   impl_->live.StartDraining();
@@ -170,7 +170,7 @@ void Router::Drain(absl::Duration soft, absl::Duration hard) {
   impl_->registry_service.StopListening();
   if (impl_->registry_server != nullptr) impl_->registry_server->Shutdown(absl::ZeroDuration());
   impl_->metrics_server = nullptr;
-  impl_->timers = nullptr;
+  impl_->timers.Stop();  // stays in place: what it runs at this moment may schedule again
 }
 
 }  // namespace hyserve::router

@@ -3,6 +3,7 @@
 // "cuda:0" on a machine with a GPU, where both ways are tried.
 #include <signal.h>
 
+#include <algorithm>
 #include <numeric>
 #include <sstream>
 #include <string>
@@ -141,6 +142,30 @@ TEST_F(DeviceHandoffTest, EveryByteArrivesStaged) {
   ExpectAllBy(DataPath::kStaged);
 }
 
+// Both sides' blocks in an order of their own: messages are gathered and scattered, not cut.
+TEST_F(DeviceHandoffTest, ScatteredBlocksTravelInLargeMessages) {
+  for (const std::string policy : {"auto", "staged"}) {
+    Start({.policy = policy});
+    std::vector<int32_t> blocks = Blocks(kTokens, 0, 2);
+    std::reverse(blocks.begin(), blocks.end());
+    pool_->Poison(blocks, 0);
+    const std::vector<int32_t> between = Blocks(kTokens - 64, 1, 2);
+    pool_->Poison(between, -1);
+    Waiting pull;
+    ASSERT_TRUE(Pull(1, kTokens, blocks, pull).ok());
+    Offer(1, kTokens, 5);
+    pull.done.WaitForNotification();
+    ASSERT_TRUE(pull.result.status.ok()) << pull.result.status;
+    EXPECT_TRUE(pool_->Holds(1, blocks, 0));
+    EXPECT_TRUE(pool_->IsPoisoned(between, -1)) << "bytes fell between the blocks";
+    // 313 blocks: three messages a layer, and the slab.
+    EXPECT_EQ(importer_->stats().data_messages.value(), 3 * kLayers + 1);
+    ExpectAllBy(policy == "auto" ? kBest : DataPath::kStaged);
+    importer_.reset();
+    transport_.reset();
+  }
+}
+
 TEST_F(DeviceHandoffTest, DeviceToHost) {
   Start({.importer_device = "cpu"});
   Transfer(1);
@@ -273,6 +298,23 @@ TEST_F(DeviceHandoffTest, ProbeSaysWhichWay) {
   EXPECT_GT(report->bytes_per_second, 0);
   EXPECT_EQ(report->path, kBest);
   EXPECT_THAT(report->connection, testing::HasSubstr(std::string(Name(kBest))));
+}
+
+// As in a worker: the engine's thread allocated the memory, and the one that starts the transport has
+// never used the device.
+TEST(DeviceTransportTest, AThreadThatNeverUsedTheDeviceCanRegisterItsMemory) {
+  UcxOptions options;
+  options.net_devices = "lo";
+  options.device = OpenTestDevice(kDevice);
+  char* memory = *options.device->Allocate(DeviceMemory::Space::kDevice, 8 << 20);
+  std::thread([&] {
+    const auto transport = CreateUcxTransport(options);
+    ASSERT_TRUE(transport.ok()) << transport.status();
+    EXPECT_TRUE((*transport)->RegisterMemory(memory, 8 << 20, MemoryKind::kCuda).ok());
+    const std::string text = (*transport)->Description();
+    EXPECT_EQ(text.find("device memory: direct") != std::string::npos, !kIsFake) << text;
+  }).join();
+  options.device->Free(DeviceMemory::Space::kDevice, memory);
 }
 
 TEST(DeviceTransportTest, ForeignMemoryIsRefused) {

@@ -66,8 +66,8 @@ void FillRandom(T* data, size_t count, uint32_t seed, float scale) {
   BENCH_CHECK(cudaGetLastError());
 }
 
-// Time of one of `launches` calls of `launch(i)`, in us: the median of `repeats` replays of a graph of
-// all of them, after two for warming up.
+// Time of one of `launches` calls of `launch(i)`, in us: the median of `repeats` replays of a graph
+// of all of them, after two for warming up.
 inline double MicrosecondsEach(cudaStream_t stream, int launches,
                                const std::function<void(int)>& launch, int repeats = 11) {
   cudaGraph_t graph;
@@ -160,7 +160,8 @@ class JsonRows {
   // fields: ready JSON members, e.g. "\"rows\": 1, \"us\": 8.1".
   void Add(const std::string& op, const std::string& fields) {
     if (file_ == nullptr) return;
-    std::fprintf(file_, "{\"op\": \"%s\", %s, \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"}\n",
+    std::fprintf(file_,
+                 "{\"op\": \"%s\", %s, \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"}\n",
                  op.c_str(), fields.c_str(), gpu_.c_str(), driver_, commit_.c_str());
   }
 

@@ -1,5 +1,6 @@
 // Full attention with oracle output, prefill: checks against the definition, then times.
-//   full_prefill_bench check | time [tokens] | one VARIANT (one launch at 8k tokens, to profile)
+//   full_prefill_bench check | small | time [tokens] | far | one [shape]
+// small: few checks, for compute-sanitizer.
 // full_prefill_peers.py times it in turns with the peer; for that it is also built as a library.
 #include <cuda_runtime.h>
 
@@ -11,50 +12,29 @@
 
 #include "benchmarks/kernels/cuda/prefill_case.h"
 #include "benchmarks/kernels/cuda/prefill_reference.h"
-#include "engine/kernels/cuda/full_attention_prefill_tile.h"
+#include "engine/kernels/cuda/full_attention_prefill_kernel.h"
 
 namespace hyserve::benchmarks {
 namespace {
 
 using kernels::cuda::kPrefillScoreBytes;
 using kernels::cuda::PrefillLaunch;
-using kernels::cuda::prefill::LaunchTraits;
-using kernels::cuda::prefill::Schedule;
-using kernels::cuda::prefill::Traits;
 
 int g_num_sms = 0;
 int g_failures = 0;
 
-constexpr HeadShape kShape128{32, 8, 128, 128};
-constexpr HeadShape kShape192{64, 4, 192, 128};
-constexpr HeadShape kShape256{64, 1, 256, 256};
-
-struct Variant {
+struct BenchShape {
   const char* name;
   HeadShape shape;
-  cudaError_t (*launch)(const PrefillLaunch&, int, cudaStream_t);
 };
+const BenchShape kShapes[] = {{"32/8 128/128", {32, 8, 128, 128}},
+                              {"64/4 192/128", {64, 4, 192, 128}},
+                              {"64/1 256/256", {64, 1, 256, 256}},
+                              {"64/8 64/64", {64, 8, 64, 64}}};
 
-template <typename T>
-cudaError_t LaunchVariant(const PrefillLaunch& launch, int num_sms, cudaStream_t stream) {
-  return launch.raw_scores != nullptr ? LaunchTraits<T, true>(launch, num_sms, stream)
-                                      : LaunchTraits<T, false>(launch, num_sms, stream);
+cudaError_t Launch(const PrefillLaunch& launch, HeadShape shape) {
+  return LaunchFullAttentionPrefill(launch, shape.dim, shape.v_dim, g_num_sms, nullptr);
 }
-
-cudaError_t LaunchProduct(const PrefillLaunch& launch, int dim, int v_dim) {
-  return LaunchFullAttentionPrefill(launch, dim, v_dim, g_num_sms, nullptr);
-}
-
-const Variant kVariants[] = {
-    {"128 pp", kShape128, LaunchVariant<Traits<128, 128, 128, 2, Schedule::kPingPong>>},
-    {"128 free", kShape128, LaunchVariant<Traits<128, 128, 128, 2, Schedule::kFree>>},
-    {"128 free q2", kShape128, LaunchVariant<Traits<128, 128, 128, 2, Schedule::kFree, 2>>},
-    {"192 pp", kShape192, LaunchVariant<Traits<192, 128, 128, 2, Schedule::kPingPong>>},
-    {"192 free", kShape192, LaunchVariant<Traits<192, 128, 128, 2, Schedule::kFree>>},
-    {"192 pp q1", kShape192, LaunchVariant<Traits<192, 128, 128, 2, Schedule::kPingPong, 1>>},
-    {"256 pp q1", kShape256, LaunchVariant<Traits<256, 256, 64, 2, Schedule::kPingPong, 1>>},
-    {"256 free q1", kShape256, LaunchVariant<Traits<256, 256, 64, 2, Schedule::kFree, 1>>},
-};
 
 void Report(const char* what, const char* detail, const Comparison& c) {
   if (!c.ok) ++g_failures;
@@ -73,7 +53,7 @@ void CheckCase(HeadShape shape, std::vector<SequenceShape> sequences, int select
   PrefillReference reference(test, 150);
   const auto run = [&] {
     Check(cudaMemset(test.out(), 0xff, test.rows() * test.out_stride() * 2), "poison");
-    test.Run([&](const PrefillLaunch& l) { return LaunchProduct(l, shape.dim, shape.v_dim); },
+    test.Run([&](const PrefillLaunch& l) { return Launch(l, shape); },
              g_num_sms);
     Check(cudaDeviceSynchronize(), what);
     return ToHost(test.out(), test.rows() * test.out_stride());
@@ -114,14 +94,6 @@ void RunChecks(bool small) {
   CheckCase({64, 1, 256, 256}, {{1024, 7000}}, 16, 0, kPrefillScoreBytes, "1024 rows");
   CheckCase({40, 8, 128, 128}, {{1024, 7001}}, 16, 0, kPrefillScoreBytes, "group of 5");
   CheckCase({64, 4, 192, 128}, {{128, 200000}}, 16, 0, kPrefillScoreBytes, "far context");
-  for (const Variant& v : kVariants) {
-    PrefillCase test(v.shape, {{1500, 300}}, 0, 3);
-    PrefillReference reference(test, 40);
-    test.Plan(true, 16, true, g_num_sms, kPrefillScoreBytes);
-    test.Run([&](const PrefillLaunch& l) { return v.launch(l, g_num_sms, nullptr); }, g_num_sms);
-    Check(cudaDeviceSynchronize(), v.name);
-    Report(v.name, "variant", reference.Compare());
-  }
 }
 
 template <typename F>
@@ -143,59 +115,78 @@ double MedianMs(F&& run, int repeats) {
   return times[times.size() / 2];
 }
 
-void RunTimes(int tokens, int repeats) {
-  std::printf("%-16s %8s %10s %8s %10s %8s %10s %8s\n", "variant", "tokens", "plain ms", "TF/s",
-              "scores ms", "TF/s", "+select ms", "TF/s");
-  for (const Variant& v : kVariants) {
-    PrefillCase test(v.shape, {{tokens, 0}}, 0, 11);
-    const auto launch = [&](const PrefillLaunch& l) { return v.launch(l, g_num_sms, nullptr); };
-    double ms[3];
-    for (int mode = 0; mode < 3; ++mode) {
-      test.Plan(mode > 0, 16, false, g_num_sms, kPrefillScoreBytes);
-      ms[mode] = MedianMs([&] { test.Run(launch, g_num_sms, mode == 2); }, repeats);
-    }
-    const double flops = test.Flops();
-    std::printf("%-16s %8d %10.3f %8.0f %10.3f %8.0f %10.3f %8.0f  (%d launches)\n", v.name, tokens,
-                ms[0], flops / ms[0] * 1e-9, ms[1], flops / ms[1] * 1e-9, ms[2],
-                flops / ms[2] * 1e-9, test.num_steps());
-    std::fflush(stdout);
+// A case's three times: without scores, with raw scores stored, and with the selection.
+void TimeCase(const BenchShape& shape, SequenceShape sequence, int repeats) {
+  PrefillCase test(shape.shape, {sequence}, 0, 11);
+  std::printf("%-12s %7d rows from %7d:", shape.name, sequence.rows, sequence.first_position);
+  for (int mode = 0; mode < 3; ++mode) {
+    test.Plan(mode > 0, 16, false, g_num_sms, kPrefillScoreBytes);
+    const double ms = MedianMs(
+        [&] {
+          test.Run([&](const PrefillLaunch& l) { return Launch(l, shape.shape); }, g_num_sms,
+                   mode == 2);
+        },
+        repeats);
+    const char* names[] = {"plain", "scores", "oracle"};
+    std::printf("  %s %9.3f ms %4.0f TF/s", names[mode], ms, test.Flops() / ms * 1e-9);
   }
+  std::printf("  (%d launches)\n", test.num_steps());
+  std::fflush(stdout);
 }
 
-void RunOne(int variant) {
-  PrefillCase test(kVariants[variant].shape, {{8192, 0}}, 0, 11);
+void RunTimes(int tokens) {
+  for (const BenchShape& shape : kShapes) TimeCase(shape, {tokens, 0}, 10);
+}
+
+// Chunks far out in a long context, as a prompt of up to a million tokens is served.
+void RunFar() {
+  constexpr int k128k = 131072, k1M = 1048576;
+  TimeCase(kShapes[0], {2048, k128k - 2048}, 5);
+  TimeCase(kShapes[0], {8192, k128k - 8192}, 5);
+  TimeCase(kShapes[1], {2048, k128k - 2048}, 5);
+  TimeCase(kShapes[1], {256, k1M - 256}, 5);
+  TimeCase(kShapes[2], {2048, k128k - 2048}, 5);
+}
+
+// One call at 8k tokens, for a profiler.
+void RunOne(const BenchShape& shape) {
+  PrefillCase test(shape.shape, {{8192, 0}}, 0, 11);
   test.Plan(true, 16, false, g_num_sms, kPrefillScoreBytes);
-  test.Run([&](const PrefillLaunch& l) { return kVariants[variant].launch(l, g_num_sms, nullptr); },
-           g_num_sms);
+  test.Run([&](const PrefillLaunch& l) { return Launch(l, shape.shape); }, g_num_sms);
   Check(cudaDeviceSynchronize(), "one");
 }
 
 }  // namespace
 }  // namespace hyserve::benchmarks
 
-// For full_prefill_peers.py, which times these beside its own.
+// For full_prefill_peers.py, which times these beside its own; shape: index into kShapes.
 extern "C" {
 
-int prefill_num_variants() { return std::size(hyserve::benchmarks::kVariants); }
-const char* prefill_variant_name(int variant) {
-  return hyserve::benchmarks::kVariants[variant].name;
+int prefill_num_shapes() { return static_cast<int>(std::size(hyserve::benchmarks::kShapes)); }
+// heads, KV heads, head size, value size
+void prefill_shape(int shape, int* sizes) {
+  const hyserve::benchmarks::HeadShape& s = hyserve::benchmarks::kShapes[shape].shape;
+  sizes[0] = s.heads;
+  sizes[1] = s.kv_heads;
+  sizes[2] = s.dim;
+  sizes[3] = s.v_dim;
 }
-// mode 0: no scores; 1: with oracle output.
-void* prefill_create(int variant, int tokens, int mode) {
+// oracle: whether prefill_run stores raw scores.
+void* prefill_create(int shape, int tokens, int oracle) {
   using namespace hyserve::benchmarks;
   cudaDeviceProp properties;
   Check(cudaGetDeviceProperties(&properties, 0), "device");
   g_num_sms = properties.multiProcessorCount;
-  auto* test = new PrefillCase(kVariants[variant].shape, {{tokens, 0}}, 0, 11);
-  test->Plan(mode > 0, 16, false, g_num_sms, kPrefillScoreBytes);
+  auto* test = new PrefillCase(kShapes[shape].shape, {{tokens, 0}}, 0, 11);
+  test->Plan(oracle != 0, 16, false, g_num_sms, kPrefillScoreBytes);
   return test;
 }
-// select 0: without the selection of blocks.
-void prefill_run(void* test, int variant, int select) {
+// Enqueues on the default stream. select 0: without the selection of blocks.
+void prefill_run(void* test, int select) {
   using namespace hyserve::benchmarks;
-  static_cast<PrefillCase*>(test)->Run(
-      [&](const PrefillLaunch& l) { return kVariants[variant].launch(l, g_num_sms, nullptr); },
-      g_num_sms, select != 0);
+  const auto* prefill = static_cast<const PrefillCase*>(test);
+  prefill->Run([&](const PrefillLaunch& l) { return Launch(l, prefill->shape()); }, g_num_sms,
+               select != 0);
 }
 void prefill_destroy(void* test) { delete static_cast<hyserve::benchmarks::PrefillCase*>(test); }
 
@@ -208,9 +199,11 @@ int main(int argc, char** argv) {
   g_num_sms = properties.multiProcessorCount;
   const char* mode = argc > 1 ? argv[1] : "check";
   if (std::strcmp(mode, "time") == 0) {
-    RunTimes(argc > 2 ? std::atoi(argv[2]) : 32768, 10);
+    RunTimes(argc > 2 ? std::atoi(argv[2]) : 32768);
+  } else if (std::strcmp(mode, "far") == 0) {
+    RunFar();
   } else if (std::strcmp(mode, "one") == 0) {
-    RunOne(argc > 2 ? std::atoi(argv[2]) : 0);
+    RunOne(kShapes[argc > 2 ? std::atoi(argv[2]) % std::size(kShapes) : 0]);
   } else {
     RunChecks(std::strcmp(mode, "small") == 0);
     std::printf("%s: %d failures\n", properties.name, g_failures);

@@ -16,15 +16,14 @@ import sys
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SHAPES = {"128": (32, 8, 128, 128), "192": (64, 4, 192, 128), "256": (64, 1, 256, 256)}
 ROUNDS = 20
 
 
 def load(path):
     library = ctypes.CDLL(path)
-    library.prefill_variant_name.restype = ctypes.c_char_p
+    library.prefill_shape.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
     library.prefill_create.restype = ctypes.c_void_p
-    library.prefill_run.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    library.prefill_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.prefill_destroy.argtypes = [ctypes.c_void_p]
     return library
 
@@ -40,7 +39,9 @@ def timed_ms(run):
 
 
 def compare(library, shape, tokens):
-    heads, kv_heads, dim, v_dim = SHAPES[shape]
+    sizes = (ctypes.c_int * 4)()
+    library.prefill_shape(shape, sizes)
+    heads, kv_heads, dim, v_dim = sizes
 
     def tensor(h, d):
         return torch.randn(1, h, tokens, d, device="cuda", dtype=torch.bfloat16)
@@ -52,18 +53,14 @@ def compare(library, shape, tokens):
             torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True,
                                                              enable_gqa=True)
 
-    runs = {"cuDNN": cudnn}
-    cases = []
-    for variant in range(library.prefill_num_variants()):
-        name = library.prefill_variant_name(variant).decode()
-        if not name.startswith(shape):
-            continue
-        plain = library.prefill_create(variant, tokens, 0)
-        oracle = library.prefill_create(variant, tokens, 1)
-        cases += [plain, oracle]
-        runs[name + ", plain"] = lambda c=plain, n=variant: library.prefill_run(c, n, 0)
-        runs[name + ", scores"] = lambda c=oracle, n=variant: library.prefill_run(c, n, 0)
-        runs[name + ", oracle"] = lambda c=oracle, n=variant: library.prefill_run(c, n, 1)
+    plain = library.prefill_create(shape, tokens, 0)
+    oracle = library.prefill_create(shape, tokens, 1)
+    runs = {
+        "cuDNN": cudnn,
+        "plain": lambda: library.prefill_run(plain, 0),
+        "raw scores": lambda: library.prefill_run(oracle, 0),
+        "oracle output": lambda: library.prefill_run(oracle, 1),
+    }
     times = {name: [] for name in runs}
     order = list(runs)
     for i in range(ROUNDS + 2):
@@ -76,11 +73,11 @@ def compare(library, shape, tokens):
     for name, values in times.items():
         ms = statistics.median(values)
         ratio = statistics.median(a / b for a, b in zip(values, times["cuDNN"]))
-        print(f"{heads}/{kv_heads} {dim}/{v_dim} {tokens:7d} {name:26s} {ms:9.3f} ms "
+        print(f"{heads}/{kv_heads} {dim}/{v_dim} {tokens:7d} {name:14s} {ms:9.3f} ms "
               f"({min(values):.3f}-{max(values):.3f}) {flops / ms * 1e-9:5.0f} TF/s  x{ratio:.3f}",
               flush=True)
-    for case in cases:
-        library.prefill_destroy(case)
+    library.prefill_destroy(plain)
+    library.prefill_destroy(oracle)
 
 
 def main():
@@ -88,7 +85,7 @@ def main():
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN",
           torch.backends.cudnn.version())
     for tokens in [int(a) for a in sys.argv[2:]] or [32768]:
-        for shape in SHAPES:
+        for shape in range(library.prefill_num_shapes()):
             compare(library, shape, tokens)
 
 

@@ -1,5 +1,6 @@
 // y = x W^T for the projections of the 7B and 80B presets: our kernels for few rows and cuBLASLt,
-// against the bandwidth of a device copy (few rows) and the rate of an 8192-cubed product (many rows).
+// against the bandwidth of a device copy (few rows) and the rate of an 8192-cubed product (many
+// rows).
 //   nvcc ... gemm_bench.cu skinny_gemm.cu blas_gemm.cc -lcublasLt && ./gemm_bench [--json FILE]
 #include <cublasLt.h>
 

@@ -1,12 +1,9 @@
-// The mixture of experts of the 80B preset (512 experts of width 512, 8 a token, hidden 2048): parity
-// with plain loops, then times of both paths by number of rows, against the time that the chosen
-// experts' weights and the products need at least.
-#include <cublasLt.h>
-
-#include <memory>
+// The mixture of experts of the 80B preset (512 experts of width 512, 8 a token, hidden 2048):
+// parity with plain loops, then times of both paths by number of rows, against the time that the
+// chosen experts' weights and the products need at least.
+#include <initializer_list>
 
 #include "benchmarks/kernels/cuda/bench_util.cuh"
-#include "engine/kernels/cuda/blas_gemm.h"
 #include "engine/kernels/cuda/matrix_map.h"
 #include "engine/kernels/cuda/moe_forward.h"
 
@@ -89,7 +86,8 @@ __global__ void ReferenceMoeKernel(const __nv_bfloat16* x, const __nv_bfloat16* 
         y += act[j] * __bfloat162float(down[(int64_t{e} * shape.hidden + d) * is + j]);
       }
       const float add = weights[row * shape.per_token + i] * y;
-      out[int64_t{row} * shape.hidden + d] = i == 0 ? add : out[int64_t{row} * shape.hidden + d] + add;
+      float* const sum = out + int64_t{row} * shape.hidden + d;
+      *sum = i == 0 ? add : *sum + add;
     }
   }
 }
@@ -105,13 +103,18 @@ class Model {
     out_ = DeviceArray<__nv_bfloat16>(int64_t{max_rows} * shape.hidden);
     logits_ = DeviceArray<float>(int64_t{max_rows} * shape.experts);
     bias_ = DeviceArray<float>(shape.experts);
-    FillMatrixKernel<<<1056, 256>>>(gate_up_, shape.experts * gate_up_rows, shape.hidden, hs, 1, 0.03f);
-    FillMatrixKernel<<<1056, 256>>>(down_, int64_t{shape.experts} * shape.hidden, shape.intermediate, is, 2, 0.03f);
+    FillMatrixKernel<<<1056, 256>>>(gate_up_, shape.experts * gate_up_rows, shape.hidden, hs, 1,
+                                    0.03f);
+    FillMatrixKernel<<<1056, 256>>>(down_, int64_t{shape.experts} * shape.hidden,
+                                    shape.intermediate, is, 2, 0.03f);
     FillMatrixKernel<<<1056, 256>>>(x_, max_rows, shape.hidden, hs, 3, 1.0f);
     FillRandom(logits_, int64_t{max_rows} * shape.experts, 4, 1.0f);
     FillRandom(bias_, shape.experts, 5, 0.1f);
     Table(gate_up_, gate_up_rows, shape.hidden, &args_.gate_up);
     Table(down_, shape.hidden, shape.intermediate, &args_.down);
+    cudaDeviceProp properties;
+    BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+    args_.num_sms = properties.multiProcessorCount;
     args_.x = x_;
     args_.x_stride = hs;
     args_.hidden = shape.hidden;
@@ -124,8 +127,7 @@ class Model {
     BENCH_CHECK(cudaDeviceSynchronize());
   }
   ~Model() {
-    for (void* p : {static_cast<void*>(gate_up_), static_cast<void*>(down_), static_cast<void*>(x_),
-                    static_cast<void*>(out_), static_cast<void*>(logits_), static_cast<void*>(bias_)}) {
+    for (void* p : std::initializer_list<void*>{gate_up_, down_, x_, out_, logits_, bias_}) {
       BENCH_CHECK(cudaFree(p));
     }
     for (void* p : tables_) BENCH_CHECK(cudaFree(p));
@@ -167,15 +169,15 @@ class Model {
     float* out = DeviceArray<float>(int64_t{rows} * shape_.hidden);
     ReferenceRouteKernel<<<(rows + 31) / 32, 32>>>(logits_, bias_, rows, shape_, kScaling, experts,
                                                    weights);
-    ReferenceMoeKernel<<<rows, 256, shape_.intermediate * 4>>>(x_, gate_up_, down_, experts, weights,
-                                                               shape_, out);
+    ReferenceMoeKernel<<<rows, 256, shape_.intermediate * 4>>>(x_, gate_up_, down_, experts,
+                                                               weights, shape_, out);
     BENCH_CHECK(cudaDeviceSynchronize());
     const std::vector<int> chosen = Download(experts, rows * shape_.per_token);
     std::vector<bool> seen(shape_.experts);
     for (int e : chosen) seen[e] = true;
     *distinct = static_cast<int>(std::count(seen.begin(), seen.end(), true));
     const std::vector<float> result = Download(out, int64_t{rows} * shape_.hidden);
-    for (void* p : {static_cast<void*>(experts), static_cast<void*>(weights), static_cast<void*>(out)}) {
+    for (void* p : std::initializer_list<void*>{experts, weights, out}) {
       BENCH_CHECK(cudaFree(p));
     }
     return result;
@@ -190,7 +192,7 @@ class Model {
     std::vector<CUtensorMap> maps(shape_.experts);
     for (int e = 0; e < shape_.experts; ++e) {
       pointers.push_back(data + e * rows * Padded(cols));
-      BENCH_CHECK(EncodeMatrixMap(pointers.back(), rows, cols, Padded(cols), kMoeWeightBoxRows,
+      BENCH_CHECK(EncodeMatrixMap(pointers.back(), rows, cols, Padded(cols), kMoeBoxRows,
                                   &maps[e]));
     }
     auto** device_pointers = DeviceArray<const void*>(shape_.experts);
@@ -236,7 +238,8 @@ bool Check(const Shape& shape, const std::vector<int>& rows_list) {
       if (!ok) {
         std::printf("FAILED: %d experts, %d a token, hidden %d, intermediate %d, %s path, %d rows: "
                     "error %.2e%s%s\n", shape.experts, shape.per_token, shape.hidden,
-                    shape.intermediate, path == MoePath::kSkinny ? "skinny" : "grouped", rows, error,
+                    shape.intermediate, path == MoePath::kSkinny ? "skinny" : "grouped", rows,
+                    error,
                     repeats ? "" : ", runs differ", same ? "" : ", row depends on others");
       }
     }
@@ -249,10 +252,10 @@ void Time(int argc, char** argv) {
   cudaStream_t stream;
   BENCH_CHECK(cudaStreamCreate(&stream));
   const double copy = CopyBytesPerSecond(stream);
-  const double flops = 780e12;
+  const double flops = 780e12;  // of an 8192-cubed bf16 product on the H200: gemm_bench
   std::printf("%s: copy %.0f GB/s\n", json.gpu().c_str(), copy / 1e9);
-  std::printf("%6s %9s %10s %7s %10s %7s %8s\n", "rows", "experts", "skinny us", "limit", "grouped us",
-              "limit", "TFLOP/s");
+  std::printf("%6s %9s %10s %7s %10s %7s %8s\n", "rows", "experts", "skinny us", "limit",
+              "grouped us", "limit", "TFLOP/s");
   const Shape shape = {512, 8, 2048, 512, true, true};
   Model model(shape, 33000);
   for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768}) {
@@ -269,7 +272,8 @@ void Time(int argc, char** argv) {
       });
     }
     std::printf("%6d %9d %10.1f %6.1f%% %10.1f %6.1f%% %8.0f\n", rows, distinct, us[0],
-                us[0] > 0 ? 100 * limit / us[0] : 0.0, us[1], 100 * limit / us[1], work / us[1] / 1e6);
+                us[0] > 0 ? 100 * limit / us[0] : 0.0, us[1], 100 * limit / us[1],
+                work / us[1] / 1e6);
     char fields[256];
     std::snprintf(fields, sizeof(fields),
                   "\"rows\": %d, \"experts\": %d, \"skinny_us\": %.2f, \"grouped_us\": %.2f, "

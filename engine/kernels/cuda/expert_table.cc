@@ -46,7 +46,8 @@ absl::StatusOr<ExpertMatrices> ExpertTableCache::Get(
     ids.push_back(matrix.id());
     std::memcpy(host.data() + i * sizeof(CUtensorMap), &matrix.map(), sizeof(CUtensorMap));
     const void* const address = matrix.data();
-    std::memcpy(host.data() + count * sizeof(CUtensorMap) + i * sizeof(void*), &address, sizeof(void*));
+    std::memcpy(host.data() + count * sizeof(CUtensorMap) + i * sizeof(void*), &address,
+                sizeof(void*));
   }
   absl::StatusOr<tensor::Buffer> memory = device.Allocate(host.size());
   if (!memory.ok()) return memory.status();

@@ -20,9 +20,9 @@ namespace hyserve::kernels::cuda {
 // Thread-safe.
 class ExpertTableCache {
  public:
-  // The table of `experts`, equal in shape, whose first owns this cache. Made anew when the group is
-  // another than at the call before. The result is valid for kernels enqueued before the next call.
-  // RESOURCE_EXHAUSTED without device memory.
+  // The table of `experts`, equal in shape, whose first owns this cache. Made anew when the group
+  // is another than at the call before. The result is valid for kernels enqueued before the next
+  // call. RESOURCE_EXHAUSTED without device memory.
   absl::StatusOr<ExpertMatrices> Get(tensor::CudaDevice& device,
                                      std::span<const std::unique_ptr<PackedMatrix>> experts);
 

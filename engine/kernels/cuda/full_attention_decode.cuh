@@ -1,8 +1,10 @@
 // The kernel of full_attention_decode.h.
 //
-// In a block one warpgroup computes and one warp starts copies; blocks stay on their SM and walk over work items, so the copies of the next item run while this one is finished. Per page
-// (64 tokens): S = Q K^T as one 64 x 64 product (query rows beyond the tile's are zero), block
-// maxima from the row maxima, softmax, O += P V. Barriers per stage of K and of V.
+// In a block one warpgroup computes and one warp starts copies; blocks stay on their SM and walk
+// over work items, so the copies of the next item run while this one is finished. Per page (64
+// tokens): S = Q K^T as one 64 x 64 product (query rows beyond the tile's are zero), block maxima
+// from the row maxima, softmax, O += P V. The product with a page's values runs under the softmax
+// of the next page. Barriers per stage of K and of V.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_DECODE_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_DECODE_CUH_
 
@@ -25,9 +27,8 @@ namespace hyserve::kernels::cuda {
 inline constexpr int kDecodeThreads = 2 * hopper::kWarpgroupThreads;
 inline constexpr int kSlabBytes = kPageTokens * 128;  // 64 rows of 64 bf16
 
-// kSharedQ: Q in shared memory, where registers do not suffice. kBoxTokens: of one copy.
-template <int kDim_, int kVDim_, int kKStages_, int kVStages_, int kBlocksPerSm_, bool kSharedQ_,
-          int kBoxTokens_ = 64>
+// kSharedQ: Q in shared memory, where registers do not suffice.
+template <int kDim_, int kVDim_, int kKStages_, int kVStages_, int kBlocksPerSm_, bool kSharedQ_>
 struct DecodeShape {
   static constexpr int kDim = kDim_;
   static constexpr int kVDim = kVDim_;
@@ -35,7 +36,6 @@ struct DecodeShape {
   static constexpr int kVStages = kVStages_;
   static constexpr int kBlocksPerSm = kBlocksPerSm_;
   static constexpr bool kSharedQ = kSharedQ_;
-  static constexpr int kBoxTokens = kBoxTokens_;
   static constexpr int kKBytes = kDim / 64 * kSlabBytes;
   static constexpr int kVBytes = kVDim / 64 * kSlabBytes;
   static constexpr int kQBytes = kSharedQ ? kKBytes : 0;
@@ -53,17 +53,14 @@ struct DecodeShared {
   SplitWork work;
 };
 
-// One page of K or V: slabs of 64 dims, in memory order as far as the boxes allow.
-template <int kDim, int kBoxTokens>
+// One page of K or V: slabs of 64 dims.
+template <int kDim>
 __device__ __forceinline__ void CopyPage(const CUtensorMap* map, char* shared, uint64_t* barrier,
                                          int kv_head, int block) {
 #pragma unroll
-  for (int token = 0; token < kPageTokens; token += kBoxTokens) {
-#pragma unroll
-    for (int slab = 0; slab < kDim / 64; ++slab) {
-      hopper::LoadTile4d(map, shared + slab * kSlabBytes + token * 128, barrier, slab * 64, token,
-                         kv_head, block, hopper::kEvictFirst);
-    }
+  for (int slab = 0; slab < kDim / 64; ++slab) {
+    hopper::LoadTile4d(map, shared + slab * kSlabBytes, barrier, slab * 64, 0, kv_head, block,
+                       hopper::kEvictFirst);
   }
 }
 
@@ -101,12 +98,12 @@ __device__ void CopyPages(const SplitAttentionArgs& args, const CUtensorMap* k_m
       if (lane == 0) {
         hopper::BarrierWait(&shared.k_empty[k_ring.stage], k_ring.parity ^ 1);
         hopper::BarrierArriveExpect(&shared.k_full[k_ring.stage], Shape::kKBytes);
-        CopyPage<Shape::kDim, Shape::kBoxTokens>(k_map, shared.k[k_ring.stage],
-                                                 &shared.k_full[k_ring.stage], kv_head, block);
+        CopyPage<Shape::kDim>(k_map, shared.k[k_ring.stage], &shared.k_full[k_ring.stage], kv_head,
+                              block);
         hopper::BarrierWait(&shared.v_empty[v_ring.stage], v_ring.parity ^ 1);
         hopper::BarrierArriveExpect(&shared.v_full[v_ring.stage], Shape::kVBytes);
-        CopyPage<Shape::kVDim, Shape::kBoxTokens>(v_map, shared.v[v_ring.stage],
-                                                  &shared.v_full[v_ring.stage], kv_head, block);
+        CopyPage<Shape::kVDim>(v_map, shared.v[v_ring.stage], &shared.v_full[v_ring.stage],
+                               kv_head, block);
       }
       k_ring.Advance();
       v_ring.Advance();
@@ -199,44 +196,38 @@ struct SoftmaxRows {
   float l[2];
 };
 
-// S of one page to P in bf16 A fragments; updates m, l and O.
-template <int kOut>
-__device__ void SoftmaxPage(float (&s)[32], uint32_t (&p)[4][4], float (&o)[kOut],
-                            SoftmaxRows& rows, float scale_log2, const float (&page_max)[2]) {
+// S of one page to exp(scale (s - m)) in place; updates m and l. factor: what O must be multiplied
+// with; exactly 1 where m stays.
+__device__ inline void SoftmaxPage(float (&s)[32], SoftmaxRows& rows, float scale_log2,
+                                   const float (&page_max)[2], float (&factor)[2]) {
   float base[2];
-  float factor[2];
-  bool moved = false;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float m = fmaxf(rows.m[half], page_max[half]);
-    moved |= m != rows.m[half];
-    // Rounded products, so that the factor is exactly 1 where m stays.
     base[half] = m == -INFINITY ? 0.0f : __fmul_rn(m, scale_log2);
     factor[half] = hopper::Exp2(__fmul_rn(rows.m[half], scale_log2) - base[half]);
     rows.m[half] = m;
-  }
-  if (__any_sync(0xffffffff, moved)) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      rows.l[half] *= factor[half];
-#pragma unroll
-      for (int i = 0; i < kOut; i += 4) {
-        o[i + 2 * half] *= factor[half];
-        o[i + 2 * half + 1] *= factor[half];
-      }
-    }
+    rows.l[half] *= factor[half];
   }
 #pragma unroll
-  for (int i = 0; i < 32; i += 4) {
+  for (int i = 0; i < 32; ++i) {
+    const int half = i / 2 % 2;
+    s[i] = hopper::Exp2(fmaf(s[i], scale_log2, -base[half]));
+    rows.l[half] += s[i];
+  }
+}
+
+template <int kOut>
+__device__ __forceinline__ void RescaleOutput(float (&o)[kOut], const float (&factor)[2]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float& first = s[i + 2 * half];
-      float& second = s[i + 2 * half + 1];
-      first = hopper::Exp2(fmaf(first, scale_log2, -base[half]));
-      second = hopper::Exp2(fmaf(second, scale_log2, -base[half]));
-      rows.l[half] += first + second;
-      p[i / 8][(i / 4 % 2) * 2 + half] = hopper::PackBf16(first, second);
-    }
+  for (int i = 0; i < kOut; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+// The softmax of one page to A fragments.
+__device__ __forceinline__ void PackProbabilities(const float (&s)[32], uint32_t (&p)[4][4]) {
+#pragma unroll
+  for (int i = 0; i < 32; i += 2) {
+    p[i / 8][i / 4 % 2 * 2 + i / 2 % 2] = hopper::PackBf16(s[i], s[i + 1]);
   }
 }
 
@@ -254,9 +245,9 @@ __device__ void ClearValues(char* v, int first_token) {
   hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);
 }
 
-// S = Q K^T of the page in the current stage; s complete on return.
+// Starts S = Q K^T of the page in a stage, as one group.
 template <typename Shape, int kQSteps>
-__device__ void MultiplyQueryKeys(const DecodeShared<Shape>& shared, int stage,
+__device__ __forceinline__ void StartQueryKeys(const DecodeShared<Shape>& shared, int stage,
                                   const uint32_t (&q)[kQSteps][4], float (&s)[32]) {
   const uint64_t k = hopper::DescriptorKMajor(hopper::SharedAddress(shared.k[stage]));
   hopper::WgmmaFence();
@@ -272,13 +263,11 @@ __device__ void MultiplyQueryKeys(const DecodeShared<Shape>& shared, int stage,
     }
   }
   hopper::WgmmaCommit();
-  hopper::WgmmaWait<0>();
-  hopper::FenceRegisters(s);
 }
 
-// O += P V of the page in the current stage; o complete on return.
+// Starts O += P V of the page in a stage, as one group.
 template <typename Shape>
-__device__ void MultiplyValues(const DecodeShared<Shape>& shared, int stage, uint32_t (&p)[4][4],
+__device__ __forceinline__ void StartValues(const DecodeShared<Shape>& shared, int stage, uint32_t (&p)[4][4],
                                float (&o)[Shape::kVDim / 2]) {
   const uint64_t v =
       hopper::DescriptorMnMajor(hopper::SharedAddress(shared.v[stage]), kSlabBytes);
@@ -291,8 +280,6 @@ __device__ void MultiplyValues(const DecodeShared<Shape>& shared, int stage, uin
                                                      hopper::AdvanceDescriptor(v, step * 2048), 1);
   }
   hopper::WgmmaCommit();
-  hopper::WgmmaWait<0>();
-  hopper::FenceRegisters(o);
 }
 
 // Masks S of the page that begins at `key` and finds the largest of each of the thread's two rows,
@@ -363,6 +350,10 @@ __device__ void StoreResults(const SplitAttentionArgs& args, const SequenceWork&
   }
 }
 
+// The same value, which all lanes have, where the compiler can see that they have: products may be
+// in flight across branches only where whole warpgroups take them.
+__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 // The computing warpgroup.
 template <typename Shape>
 __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>& shared) {
@@ -391,11 +382,13 @@ __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>&
     }
   };
   WorkItem next;
-  bool more = walker.Next(next);
+  bool more = Uniform(walker.Next(next));
   if (more) start_queries(next);
   while (more) {
-    const WorkItem item = next;
-    more = walker.Next(next);
+    WorkItem item = next;
+    item.page_begin = Uniform(item.page_begin);
+    item.page_end = Uniform(item.page_end);
+    more = Uniform(walker.Next(next));
     const SequenceWork work = shared.work.sequences[item.sequence];
     const int num_rows = work.rows * group_heads;
     const int row = item.tile * kDecodeTileRows + warp * 16 + lane / 4;
@@ -412,42 +405,61 @@ __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>&
     for (int i = 0; i < kVDim / 2; ++i) o[i] = 0.0f;
     if constexpr (Shape::kSharedQ) FinishQueryCopy();
 
-    for (int page = item.page_begin; page < item.page_end; ++page) {
-      float s[32];
+    float s[32];
+    uint32_t p[4][4];
+    float factor[2];
+    // S of `page` is complete; leaves the exponentials in s.
+    const auto softmax = [&](int page) {
+      const int key = page * kPageTokens;
+      float page_max[2];
+      MaskAndReduce(s, key, key + kPageTokens - 1 > work.position, limits, page_max);
+      if (maxima != nullptr && lane % 4 == 0) {
+        float* to = maxima + static_cast<int64_t>(page) * num_rows + row;
+        if (row < num_rows) to[0] = page_max[0];
+        if (row + 8 < num_rows) to[8] = page_max[1];
+      }
+      SoftmaxPage(s, rows, scale_log2, page_max, factor);
+    };
+    const auto start_keys = [&]() {
       hopper::BarrierWait(&shared.k_full[k_ring.stage], k_ring.parity);
-      MultiplyQueryKeys<Shape>(shared, k_ring.stage, q, s);
+      StartQueryKeys<Shape>(shared, k_ring.stage, q, s);
+    };
+    const auto release_keys = [&]() {
+      hopper::FenceRegisters(s);
       if (lane == 0) hopper::BarrierArrive(&shared.k_empty[k_ring.stage]);
       k_ring.Advance();
-      if (more && page + 1 == item.page_end) {
-        if constexpr (Shape::kSharedQ) {
-          hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);  // all are done with Q
-        }
-        start_queries(next);
-      }
-
-      uint32_t p[4][4];
-      if (active) {
-        const int key = page * kPageTokens;
-        float page_max[2];
-        MaskAndReduce(s, key, key + kPageTokens - 1 > work.position, limits, page_max);
-        if (maxima != nullptr && lane % 4 == 0) {
-          float* to = maxima + static_cast<int64_t>(page) * num_rows + row;
-          if (row < num_rows) to[0] = page_max[0];
-          if (row + 8 < num_rows) to[8] = page_max[1];
-        }
-        SoftmaxPage(s, p, o, rows, scale_log2, page_max);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = 0;
-      }
-
-      hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
-      const int context = work.position + work.rows - page * kPageTokens;
-      if (context < kPageTokens) ClearValues<kVDim>(shared.v[v_ring.stage], context);
-      MultiplyValues<Shape>(shared, v_ring.stage, p, o);
+    };
+    const auto finish_values = [&]() {
+      hopper::WgmmaWait<0>();
+      hopper::FenceRegisters(o);
       if (lane == 0) hopper::BarrierArrive(&shared.v_empty[v_ring.stage]);
       v_ring.Advance();
+    };
+    start_keys();
+    hopper::WgmmaWait<0>();
+    release_keys();
+    softmax(item.page_begin);
+    PackProbabilities(s, p);
+    for (int page = item.page_begin; page + 1 < item.page_end; ++page) {
+      start_keys();  // of the next page
+      hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
+      StartValues<Shape>(shared, v_ring.stage, p, o);
+      hopper::WgmmaWait<1>();
+      release_keys();
+      softmax(page + 1);
+      finish_values();
+      RescaleOutput(o, factor);
+      PackProbabilities(s, p);
     }
+    if (more) {  // Q has done its work
+      if constexpr (Shape::kSharedQ) hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);
+      start_queries(next);
+    }
+    hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
+    const int context = work.position + work.rows - (item.page_end - 1) * kPageTokens;
+    if (context < kPageTokens) ClearValues<kVDim>(shared.v[v_ring.stage], context);
+    StartValues<Shape>(shared, v_ring.stage, p, o);
+    finish_values();
 
     const int64_t first =
         work.partial_begin +
@@ -481,7 +493,7 @@ __global__ void __launch_bounds__(kDecodeThreads, Shape::kBlocksPerSm)
   // This kernel itself may be set up while the one before it runs.
   asm volatile("griddepcontrol.wait;" ::: "memory");
   BuildSplitWork<kDecodeTileRows>(args, shared.work);  // ends with a block-wide barrier
-  if (threadIdx.x < hopper::kWarpgroupThreads) {
+  if (Uniform(threadIdx.x / hopper::kWarpgroupThreads) == 0) {
     if constexpr (Shape::kBlocksPerSm > 1) hopper::IncreaseRegisters<224>();
     AttendPages<Shape>(args, shared);
   } else {

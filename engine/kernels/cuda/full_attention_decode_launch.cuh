@@ -7,9 +7,9 @@
 
 namespace hyserve::kernels::cuda {
 
-// K or V of every page: [block][kv head][64 tokens][dim], read 64 dims of some tokens at a time.
+// K or V of every page: [block][kv head][64 tokens][dim], read one page and 64 dims at a time.
 inline cudaError_t EncodePages(const SplitAttentionArgs& args, int dim, int64_t offset_elements,
-                               int box_tokens, CUtensorMap* map) {
+                               CUtensorMap* map) {
   const uint64_t token_bytes = 2 * static_cast<uint64_t>(dim);
   const uint64_t slice_bytes = 2 * static_cast<uint64_t>(args.num_kv_heads) * kPageTokens *
                                (args.head_dim + args.v_head_dim);
@@ -24,9 +24,10 @@ inline cudaError_t EncodePages(const SplitAttentionArgs& args, int dim, int64_t 
   shape.strides_bytes[1] = token_bytes * kPageTokens;
   shape.strides_bytes[2] = slice_bytes;
   shape.box[0] = 64;
-  shape.box[1] = box_tokens;
+  shape.box[1] = kPageTokens;
   shape.box[2] = 1;
   shape.box[3] = 1;
+  shape.promote_256_bytes = false;  // 4 % of the bandwidth of pages
   return hopper::EncodeTensorMap(shape, map);
 }
 
@@ -36,10 +37,8 @@ cudaError_t LaunchDecodeShape(const SplitAttentionArgs& args, int num_sms, cudaS
   CUtensorMap v_map;
   const int64_t k_elements =
       static_cast<int64_t>(args.num_kv_heads) * kPageTokens * args.head_dim;
-  cudaError_t error = EncodePages(args, args.head_dim, 0, Shape::kBoxTokens, &k_map);
-  if (error == cudaSuccess) {
-    error = EncodePages(args, args.v_head_dim, k_elements, Shape::kBoxTokens, &v_map);
-  }
+  cudaError_t error = EncodePages(args, args.head_dim, 0, &k_map);
+  if (error == cudaSuccess) error = EncodePages(args, args.v_head_dim, k_elements, &v_map);
   if (error != cudaSuccess) return error;
   constexpr int kShared = sizeof(DecodeShared<Shape>);
   error = cudaFuncSetAttribute(DecodeAttentionKernel<Shape>,

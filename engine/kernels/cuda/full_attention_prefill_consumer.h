@@ -2,6 +2,7 @@
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_PREFILL_CONSUMER_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_PREFILL_CONSUMER_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "engine/kernels/cuda/full_attention_prefill_device.h"
@@ -21,9 +22,16 @@ class Consumer {
   __device__ __forceinline__ Consumer(const PrefillLaunch& launch, const Buffers<T>& buffers,
                                       int group)
       : launch_(launch), buffers_(buffers), shared_(*buffers.shared), group_(group) {
-    q_descriptor_ = hopper::DescriptorKMajor(hopper::SharedAddress(buffers.q) + group * 64 * 128);
-    k_descriptor_ = hopper::DescriptorKMajor(hopper::SharedAddress(buffers.k));
-    v_descriptor_ = hopper::DescriptorMnMajor(hopper::SharedAddress(buffers.v), T::kSlabBytes);
+    const uint32_t base = buffers.address;
+    q_address_ = base + group * 64 * 128;
+    q_descriptor_ = hopper::DescriptorKMajor(q_address_);
+    k_descriptor_ = hopper::DescriptorKMajor(base + Buffers<T>::kKOffset);
+    v_descriptor_ = hopper::DescriptorMnMajor(base + Buffers<T>::kVOffset, T::kSlabBytes);
+    const uint32_t barriers = base + Buffers<T>::kBarrierOffset;
+    k_full_ = barriers + offsetof(Shared<T::kStages>, k_full);
+    k_empty_ = barriers + offsetof(Shared<T::kStages>, k_empty);
+    v_full_ = barriers + offsetof(Shared<T::kStages>, v_full);
+    v_empty_ = barriers + offsetof(Shared<T::kStages>, v_empty);
     scale_log2_ = launch.scale * kLog2E;
   }
 
@@ -56,7 +64,7 @@ class Consumer {
     }
   }
   // Tells a producer that this warp has read a buffer.
-  __device__ __forceinline__ void Release(uint64_t* barrier) {
+  __device__ __forceinline__ void Release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) hopper::BarrierArrive(barrier);
   }
   __device__ __forceinline__ uint64_t KeyDescriptor(int stage) const {
@@ -68,7 +76,7 @@ class Consumer {
   // Waits for the values of tile j and clears what lies past the last key.
   __device__ __forceinline__ void WaitValues(const RingPosition<T::kStages>& at, int j,
                                              int num_keys) {
-    hopper::BarrierWait(&shared_.v_full[at.stage], at.parity);
+    hopper::BarrierWait(v_full_ + 8 * at.stage, at.parity);
     if ((j + 1) * T::kTileKeys > num_keys) {
       ClearValueRows<T>(buffers_.v + at.stage * T::kVBytes, num_keys - j * T::kTileKeys,
                         kInnerBarrier + group_);
@@ -102,15 +110,15 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < T::kOutRegisters; ++i) out[i] = 0.0f;
     Queries<T> queries;
-    queries.Load(hopper::SharedAddress(buffers_.q) + group_ * 64 * 128);
+    queries.Load(q_address_);
     // Tile 0, then every tile's scores beside the previous tile's P V.
-    hopper::BarrierWait(&shared_.k_full[ring_.stage], ring_.parity);
+    hopper::BarrierWait(k_full_ + 8 * ring_.stage, ring_.parity);
     hopper::WgmmaFence();
     IssueScores<T>(scores, queries, q_descriptor_, KeyDescriptor(ring_.stage));
     hopper::WgmmaCommit();
     hopper::WgmmaWait<0>();
     hopper::FenceRegisters(scores);
-    Release(&shared_.k_empty[ring_.stage]);
+    Release(k_empty_ + 8 * ring_.stage);
     if (first_masked <= 0) MaskScores(scores, 0, position);
     float block_max[T::kPagesPerTile][2];
     TileMax(scores, block_max, tile_max);
@@ -123,7 +131,7 @@ class Consumer {
       const RingPosition<T::kStages> previous = ring_;
       ring_.Advance();
       block_scores += kScoreStep;
-      if (j == 1) hopper::BarrierWait(&shared_.k_full[ring_.stage], ring_.parity);
+      if (j == 1) hopper::BarrierWait(k_full_ + 8 * ring_.stage, ring_.parity);
       WaitTurn();
       hopper::FenceRegisters(scores);
       hopper::FenceRegisters(probabilities);
@@ -132,14 +140,14 @@ class Consumer {
       IssueScores<T>(scores, queries, q_descriptor_, KeyDescriptor(ring_.stage));
       hopper::WgmmaCommit();
       // Never the last tile, so no key of it is past the end.
-      hopper::BarrierWait(&shared_.v_full[previous.stage], previous.parity);
+      hopper::BarrierWait(v_full_ + 8 * previous.stage, previous.parity);
       hopper::WgmmaFence();
       IssueOut<T>(out, probabilities, ValueDescriptor(previous.stage));
       hopper::WgmmaCommit();
       PassTurn();
       hopper::WgmmaWait<1>();
       hopper::FenceRegisters(scores);
-      Release(&shared_.k_empty[ring_.stage]);
+      Release(k_empty_ + 8 * ring_.stage);
       if (j >= first_masked) MaskScores(scores, j * T::kTileKeys, position);
       TileMax(scores, block_max, tile_max);
       UpdateMax(tile_max, scale_log2_, state, alpha, shift);
@@ -152,19 +160,19 @@ class Consumer {
       hopper::WgmmaWait<0>();
       hopper::FenceRegisters(out);
       hopper::FenceRegisters(probabilities);
-      Release(&shared_.v_empty[previous.stage]);
+      Release(v_empty_ + 8 * previous.stage);
       RingPosition<T::kStages> next = ring_;
       next.Advance();
       const bool next_keys =
-          j + 1 == num_tiles || hopper::BarrierTryWait(&shared_.k_full[next.stage], next.parity);
+          j + 1 == num_tiles || hopper::BarrierTryWait(k_full_ + 8 * next.stage, next.parity);
       PackProbabilities<0, T::kKeySteps / 2>(scores, probabilities);
       Exponentiate<T::kScoreRegisters / 2, T::kScoreRegisters>(scores, scale_log2_, shift, state);
       if constexpr (kWriteScores) StoreBlockMax(block_max, block_scores);
       PackProbabilities<T::kKeySteps / 2, T::kKeySteps>(scores, probabilities);
       RescaleOut(out, alpha);
-      if (!next_keys) hopper::BarrierWait(&shared_.k_full[next.stage], next.parity);
+      if (!next_keys) hopper::BarrierWait(k_full_ + 8 * next.stage, next.parity);
     }
-    Release(&shared_.q_empty);
+    Release(hopper::SharedAddress(&shared_.q_empty));
     WaitValues(ring_, num_tiles - 1, num_keys);
     hopper::FenceRegisters(probabilities);
     hopper::FenceRegisters(out);
@@ -173,7 +181,7 @@ class Consumer {
     hopper::WgmmaCommit();
     hopper::WgmmaWait<0>();
     hopper::FenceRegisters(out);
-    Release(&shared_.v_empty[ring_.stage]);
+    Release(v_empty_ + 8 * ring_.stage);
     ring_.Advance();
     Finish(segment, tile, row, state, out);
   }
@@ -209,6 +217,11 @@ class Consumer {
   const Buffers<T>& buffers_;
   Shared<T::kStages>& shared_;
   const int group_;
+  uint32_t q_address_;
+  uint32_t k_full_;  // barriers of stage 0, 8 bytes apart
+  uint32_t k_empty_;
+  uint32_t v_full_;
+  uint32_t v_empty_;
   uint64_t q_descriptor_;
   uint64_t k_descriptor_;
   uint64_t v_descriptor_;

@@ -3,6 +3,7 @@
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_PREFILL_DEVICE_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_PREFILL_DEVICE_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "engine/kernels/cuda/full_attention_prefill_kernel.h"
@@ -63,18 +64,26 @@ struct Shared {
   uint64_t tile_empty;
 };
 
+// The block's shared memory: operands from a multiple of 1,024 bytes on, then the barriers. Pointers
+// for what few instructions use, addresses for the inner loop.
 template <typename T>
 struct Buffers {
-  Shared<T::kStages>* shared;
+  static constexpr int kKOffset = T::kQBytes;
+  static constexpr int kVOffset = kKOffset + T::kStages * T::kKBytes;
+  static constexpr int kBarrierOffset = kVOffset + T::kStages * T::kVBytes;
   uint8_t* q;
   uint8_t* k;
   uint8_t* v;
+  Shared<T::kStages>* shared;
+  uint32_t address;  // of q
+
   __device__ __forceinline__ explicit Buffers(uint8_t* raw) {
-    uint8_t* base = raw + (1024 - hopper::SharedAddress(raw) % 1024) % 1024;
-    q = base;
-    k = q + T::kQBytes;
-    v = k + T::kStages * T::kKBytes;
-    shared = reinterpret_cast<Shared<T::kStages>*>(v + T::kStages * T::kVBytes);
+    q = raw + (1024 - hopper::SharedAddress(raw) % 1024) % 1024;
+    k = q + kKOffset;
+    v = q + kVOffset;
+    shared = reinterpret_cast<Shared<T::kStages>*>(q + kBarrierOffset);
+    // Opaque, so that it stays in a register and is not computed anew wherever it is used.
+    asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(hopper::SharedAddress(q)));
   }
 };
 

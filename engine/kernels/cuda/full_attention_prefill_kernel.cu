@@ -26,13 +26,13 @@ cudaError_t LaunchFullAttentionPrefill(const PrefillLaunch& launch, int head_dim
   if (!PrefillHeadShapeSupported(head_dim, v_head_dim)) return cudaErrorInvalidValue;
   switch (head_dim) {
     case 64:
-      return Launch<Traits<64, 64, 128, 3, Schedule::kPingPong>>(launch, num_sms, stream);
+      return Launch<Traits<64, 64, 128, 3, Schedule::kFree, 1>>(launch, num_sms, stream);
     case 128:
-      return Launch<Traits<128, 128, 128, 2, Schedule::kPingPong>>(launch, num_sms, stream);
+      return Launch<Traits<128, 128, 128, 2, Schedule::kFree, 2>>(launch, num_sms, stream);
     case 192:
-      return Launch<Traits<192, 128, 128, 2, Schedule::kPingPong>>(launch, num_sms, stream);
+      return Launch<Traits<192, 128, 128, 2, Schedule::kPingPong, 1>>(launch, num_sms, stream);
     default:
-      return Launch<Traits<256, 256, 64, 2, Schedule::kPingPong>>(launch, num_sms, stream);
+      return Launch<Traits<256, 256, 64, 2, Schedule::kFree, 1>>(launch, num_sms, stream);
   }
 }
 

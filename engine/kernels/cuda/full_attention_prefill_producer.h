@@ -49,8 +49,8 @@ class Producer {
     while (true) {
       int id = 0;
       if constexpr (kValues) {
-        hopper::BarrierWait(&shared_.tile_full, parity);
         if (leader_) {
+          hopper::BarrierWaitIdle(&shared_.tile_full, parity);
           id = shared_.value_tile;
           hopper::BarrierArrive(&shared_.tile_empty);
         }
@@ -59,10 +59,10 @@ class Producer {
         if (leader_) {
           id = atomicAdd(launch_.tile_counter, 1);
           if (id >= launch_.num_tiles) id = -1;
-          hopper::BarrierWait(&shared_.tile_empty, parity ^ 1);
+          hopper::BarrierWaitIdle(&shared_.tile_empty, parity ^ 1);
           shared_.value_tile = id;
           hopper::BarrierArrive(&shared_.tile_full);
-          hopper::BarrierWait(&shared_.q_empty, parity ^ 1);
+          hopper::BarrierWaitIdle(&shared_.q_empty, parity ^ 1);
           shared_.tile = id;
           if (id < 0) {
             hopper::BarrierArrive(&shared_.q_full);
@@ -110,7 +110,7 @@ class Producer {
 #pragma unroll
       for (int i = 0; i < T::kPagesPerTile; ++i) page[i] = pages.Get(j * T::kPagesPerTile + i);
       if (leader_) {
-        hopper::BarrierWait(&empty[ring_.stage], ring_.parity ^ 1);
+        hopper::BarrierWaitIdle(&empty[ring_.stage], ring_.parity ^ 1);
         hopper::BarrierArriveExpect(&full[ring_.stage], kBytes);
 #pragma unroll
         for (int slab = 0; slab < kSlabs; ++slab) {

@@ -1,7 +1,7 @@
-// y = x W^T: skinny_gemm.h up to kSkinnyMaxRows rows, cuBLASLt above. Up to there a row's bits do not
-// depend on the number of rows; above, equal calls give equal bits, and since K is never split the
-// bits were the same for all numbers of rows wherever that was measured. Operands that do not lie as
-// the kernels need them go through the workspace.
+// y = x W^T: skinny_gemm.h up to kSkinnyMaxRows rows, cuBLASLt above. Up to there a row's bits do
+// not depend on the number of rows; above, equal calls give equal bits, and since K is never split
+// the bits were the same for all numbers of rows wherever that was measured. Operands that do not
+// lie as the kernels need them go through the workspace.
 #include <algorithm>
 #include <cstdint>
 

@@ -46,6 +46,7 @@ absl::Status MixtureOfExperts(CudaDevice& device, const MoeParams& params) {
   args.num_experts = static_cast<int>(num_experts);
   args.per_token = params.experts_per_token;
   args.out_stride = params.out.row_stride;
+  args.num_sms = device.num_sms();
 
   const bool stage = !IsVectorOperand(params.x);
   const int64_t per_pass = std::min(rows, MoeRowsPerPass(args.per_token));

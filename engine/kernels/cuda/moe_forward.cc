@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kPairsPerPass = 131072;
 // From this many pairs per expert on average the grouped kernels are faster.
-constexpr int64_t kGroupedPairsPerExpert = 8;
+constexpr int64_t kGroupedPairsPerExpert = 4;
 
 int64_t Padded(int64_t cols) { return (cols + 7) / 8 * 8; }
 
@@ -110,10 +110,10 @@ cudaError_t RunGrouped(const MoeForwardArgs& args, const Intermediates& to, cuda
   CUtensorMap sorted_map;
   CUtensorMap act_map;
   cudaError_t error = EncodeMatrixMap(to.sorted, pairs, args.hidden, Padded(args.hidden),
-                                      kMoeInBoxRows, &sorted_map);
+                                      kMoeBoxRows, &sorted_map);
   if (error == cudaSuccess) {
     error = EncodeMatrixMap(to.act, pairs, args.intermediate, Padded(args.intermediate),
-                            kMoeInBoxRows, &act_map);
+                            kMoeBoxRows, &act_map);
   }
   if (error == cudaSuccess) {
     error = LaunchMoeGather({.x = args.x,
@@ -128,7 +128,8 @@ cudaError_t RunGrouped(const MoeForwardArgs& args, const Intermediates& to, cuda
                                     .out = to.act,
                                     .out_stride = Padded(args.intermediate),
                                     .in_features = args.hidden,
-                                    .out_features = args.intermediate},
+                                    .out_features = args.intermediate,
+                                    .num_sms = args.num_sms},
                                    sorted_map, to.plan, stream);
   }
   if (error == cudaSuccess) {
@@ -136,7 +137,8 @@ cudaError_t RunGrouped(const MoeForwardArgs& args, const Intermediates& to, cuda
                                   .out = to.y,
                                   .out_stride = Padded(args.hidden),
                                   .in_features = args.intermediate,
-                                  .out_features = args.hidden},
+                                  .out_features = args.hidden,
+                                  .num_sms = args.num_sms},
                                  act_map, to.plan, stream);
   }
   return error == cudaSuccess ? Combine(args, to, /*y_is_f32=*/false, stream) : error;

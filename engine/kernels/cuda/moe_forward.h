@@ -13,7 +13,7 @@
 
 namespace hyserve::kernels::cuda {
 
-// One kind of matrix of all experts, on the device: addresses, and maps in boxes of kMoeWeightBoxRows
+// One kind of matrix of all experts, on the device: addresses, and maps in boxes of kMoeBoxRows
 // rows by 64 columns. Every matrix is bf16 with the same shape and row stride.
 struct ExpertMatrices {
   const void* const* weights = nullptr;  // [num_experts]
@@ -37,6 +37,7 @@ struct MoeForwardArgs {
   int per_token = 0;    // <= kMoeMaxExpertsPerToken
   void* out = nullptr;  // bf16 [rows, hidden], any stride
   int64_t out_stride = 0;
+  int num_sms = 0;
   MoePath path = MoePath::kAuto;
 };
 

@@ -1,15 +1,15 @@
-// Expert products for many rows: tiles of 256 slots x 128 weight rows. One thread feeds a ring of
-// shared memory through the tensor memory accelerator; two warpgroups multiply by wgmma, 64 or, where
-// the expert has more than 128 rows, 128 slots each. A cluster of CTAs takes neighbouring weight rows
-// of the same slots; each CTA loads a part of the slots for all of them, so that the slots cross the
-// L2 cache's port once. Clusters stay and take tile after tile, so that the loads of a tile overlap
-// the end of the one before.
+// Expert products for many rows: 128 slots x 256 weight rows a tile. One thread feeds a ring of
+// shared memory through the tensor memory accelerator; two warpgroups multiply 64 slots each by
+// wgmma. CTAs stay and take tile after tile, so that the loads of a tile overlap the end of the one
+// before.
 //
-// For gate and up the 128 weight rows are 64 of the gate and the same 64 of the up matrix: a thread
-// holds both factors of its activations, and silu(gate) * up costs no extra pass.
+// For gate and up the 256 weight rows are 128 of the gate and the same 128 of the up matrix: a
+// thread holds both factors of its activations, and silu(gate) * up costs no extra pass.
+//
+// What limits it is the traffic from L2 to the multiprocessors. Clusters of four CTAs that share
+// the slots by multicast move half the bytes and were half as fast: they wait for each other's
+// weights.
 #include <cuda_bf16.h>
-
-#include <algorithm>
 
 #include "engine/kernels/cuda/hopper/mbarrier.h"
 #include "engine/kernels/cuda/hopper/tma.h"
@@ -22,74 +22,50 @@ namespace {
 
 using namespace hopper;  // NOLINT: the vocabulary of this file
 
-constexpr int kCluster = kMoeGroupedRows / kMoeInBoxRows;  // CTAs, each loads one box of slots
 constexpr int kStages = 4;
 constexpr int kDepth = 64;  // columns of K per stage: 128 bytes, one swizzle row
-constexpr int kInBoxBytes = kMoeInBoxRows * kDepth * 2;
-constexpr int kInBytes = kMoeGroupedRows * kDepth * 2;
-constexpr int kWeightBoxBytes = kMoeWeightBoxRows * kDepth * 2;
-constexpr int kStageBytes = kInBytes + 2 * kWeightBoxBytes;
+constexpr int kBoxBytes = kMoeBoxRows * kDepth * 2;
+constexpr int kStageBytes = 3 * kBoxBytes;  // slots, and two boxes of weights
 constexpr int kThreads = 3 * kWarpgroupThreads;
 constexpr int kConsumerWarps = 8;
 constexpr size_t kSharedBytes = size_t{kStages} * kStageBytes + 1024;
 
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
 // Makes a tensor map in global memory, written before the kernel, known to the copy engine.
 __device__ __forceinline__ void AcquireTensorMap(const CUtensorMap* map) {
   asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
-}
-// To the same place of every CTA of the cluster; each one's own barrier counts the bytes.
-__device__ __forceinline__ void LoadTileForCluster(const CUtensorMap* map, void* shared,
-                                                   uint64_t* barrier, int x, int y) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(shared)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y),
-      "h"(static_cast<uint16_t>((1 << kCluster) - 1))
-      : "memory");
 }
 
 struct Shared {
   char* ring;
   uint64_t* full;   // the bytes of a stage have landed
-  uint64_t* empty;  // all consumers of the cluster have read the stage
+  uint64_t* empty;  // all consumers have read the stage
 };
 
 struct Work {
   MoeTile tile;
-  int column;  // of out: first of this CTA
+  int column;  // of out: the first
 };
 
-// Walks over a cluster's work: the groups of neighbouring columns of a tile, tile after tile.
+// Walks over a CTA's work. Neighbouring CTAs share a tile's slots, then an expert's weights.
 template <bool kGateUp>
 class Walk {
  public:
-  static constexpr int kColumns = kGateUp ? 64 : 128;
+  static constexpr int kColumns = kGateUp ? kMoeBoxRows : 2 * kMoeBoxRows;
 
   __device__ Walk(const MoeGroupedArgs& args, const MoePlan& plan)
       : plan_(plan),
-        groups_((args.out_features + kCluster * kColumns - 1) / (kCluster * kColumns)),
-        end_(*plan.num_tiles * groups_),
-        index_(blockIdx.x / kCluster) {}
+        column_tiles_((args.out_features + kColumns - 1) / kColumns),
+        end_(*plan.num_tiles * column_tiles_),
+        index_(blockIdx.x) {}
   __device__ bool Done() const { return index_ >= end_; }
   __device__ Work Get() const {
-    const int group = index_ % groups_;
-    return {plan_.tiles[index_ / groups_],
-            (group * kCluster + static_cast<int>(ClusterRank())) * kColumns};
+    return {plan_.tiles[index_ / column_tiles_], index_ % column_tiles_ * kColumns};
   }
-  __device__ void Next() { index_ += gridDim.x / kCluster; }
+  __device__ void Next() { index_ += gridDim.x; }
 
  private:
   const MoePlan& plan_;
-  const int groups_;
+  const int column_tiles_;
   const int end_;
   int index_;
 };
@@ -97,77 +73,68 @@ class Walk {
 template <bool kGateUp>
 __device__ void Produce(const MoeGroupedArgs& args, const CUtensorMap* in_map, const MoePlan& plan,
                         const Shared& shared) {
-  const int rank = static_cast<int>(ClusterRank());
   RingPosition<kStages> at;
   for (Walk<kGateUp> walk(args, plan); !walk.Done(); walk.Next()) {
     const Work work = walk.Get();
     const CUtensorMap* map = args.weight_maps + work.tile.expert;
     AcquireTensorMap(map);
-    const int second = kGateUp ? args.out_features + work.column : work.column + kMoeWeightBoxRows;
-    const int in_boxes = (work.tile.rows + kMoeInBoxRows - 1) / kMoeInBoxRows;
-    const uint32_t bytes = in_boxes * kInBoxBytes + 2 * kWeightBoxBytes;
+    const int second = kGateUp ? args.out_features + work.column : work.column + kMoeBoxRows;
     for (int k = 0; k < args.in_features; k += kDepth) {
       BarrierWait(&shared.empty[at.stage], at.parity ^ 1);
       char* const stage = shared.ring + at.stage * kStageBytes;
       uint64_t* const full = &shared.full[at.stage];
-      BarrierArriveExpect(full, bytes);
-      LoadTile2d(map, stage + kInBytes, full, k, work.column);
-      LoadTile2d(map, stage + kInBytes + kWeightBoxBytes, full, k, second);
-      if (rank < in_boxes) {
-        LoadTileForCluster(in_map, stage + rank * kInBoxBytes, full, k,
-                           work.tile.begin + rank * kMoeInBoxRows);
-      }
+      BarrierArriveExpect(full, kStageBytes);
+      LoadTile2d(in_map, stage, full, k, work.tile.begin);
+      LoadTile2d(map, stage + kBoxBytes, full, k, work.column);
+      LoadTile2d(map, stage + 2 * kBoxBytes, full, k, second);
       at.Advance();
     }
   }
 }
 
-// This warp has read the stage: tells every CTA of the cluster.
+// This warp has read the stage.
 __device__ __forceinline__ void Release(const Shared& shared, int stage) {
-  const uint32_t lane = threadIdx.x % 32;
-  if (lane < kCluster) BarrierArriveCluster(&shared.empty[stage], lane);
+  if (threadIdx.x % 32 == 0) BarrierArrive(&shared.empty[stage]);
 }
 
-// acc[b] = slots 64 (group + 2 b) .. of the tile times the 128 weight rows, for b < kBlocks.
-template <int kBlocks>
+// acc[i] = 64 slots of the tile times box i of weights.
 __device__ __forceinline__ void MultiplyTile(int in_features, int group, const Shared& shared,
                                              RingPosition<kStages>& at, float (&acc)[2][64]) {
-  constexpr int kBlockBytes = 64 * kDepth * 2;
   for (int k = 0; k < in_features; k += kDepth) {
     BarrierWait(&shared.full[at.stage], at.parity);
-    if constexpr (kBlocks == 0) {
-      Release(shared, at.stage);
-    } else {
-      const uint32_t stage = SharedAddress(shared.ring) + at.stage * kStageBytes;
-      const uint64_t a = DescriptorKMajor(stage + group * kBlockBytes);
-      const uint64_t b = DescriptorKMajor(stage + kInBytes);
-      FenceRegisters(acc[0]);
-      if constexpr (kBlocks == 2) FenceRegisters(acc[1]);
-      WgmmaFence();
+    const uint32_t stage = SharedAddress(shared.ring) + at.stage * kStageBytes;
+    const uint64_t a = DescriptorKMajor(stage + group * (kBoxBytes / 2));
+    const uint64_t b = DescriptorKMajor(stage + kBoxBytes);
+    FenceRegisters(acc[0]);
+    FenceRegisters(acc[1]);
+    WgmmaFence();
 #pragma unroll
-      for (int step = 0; step < kDepth / 16; ++step) {
-        const int accumulate = k > 0 || step > 0 ? 1 : 0;
-        const uint64_t b_step = AdvanceDescriptor(b, 32 * step);
-        WgmmaShared<128, false>::Issue(acc[0], AdvanceDescriptor(a, 32 * step), b_step,
-                                       accumulate);
-        if constexpr (kBlocks == 2) {
-          WgmmaShared<128, false>::Issue(acc[1], AdvanceDescriptor(a, 2 * kBlockBytes + 32 * step),
-                                         b_step, accumulate);
-        }
-      }
-      WgmmaCommit();
-      FenceRegisters(acc[0]);
-      if constexpr (kBlocks == 2) FenceRegisters(acc[1]);
-      WgmmaWait<1>();  // the stage before has been read
-      if (k > 0) Release(shared, (at.stage + kStages - 1) % kStages);
+    for (int step = 0; step < kDepth / 16; ++step) {
+      const int accumulate = k > 0 || step > 0 ? 1 : 0;
+      const uint64_t a_step = AdvanceDescriptor(a, 32 * step);
+      WgmmaShared<128, false>::Issue(acc[0], a_step, AdvanceDescriptor(b, 32 * step), accumulate);
+      WgmmaShared<128, false>::Issue(acc[1], a_step, AdvanceDescriptor(b, kBoxBytes + 32 * step),
+                                     accumulate);
     }
+    WgmmaCommit();
+    FenceRegisters(acc[0]);
+    FenceRegisters(acc[1]);
+    WgmmaWait<1>();  // the stage before has been read
+    if (k > 0) Release(shared, (at.stage + kStages - 1) % kStages);
     at.Advance();
   }
-  if constexpr (kBlocks > 0) {
-    WgmmaWait<0>();
-    FenceRegisters(acc[0]);
-    if constexpr (kBlocks == 2) FenceRegisters(acc[1]);
-    Release(shared, (at.stage + kStages - 1) % kStages);
+  WgmmaWait<0>();
+  FenceRegisters(acc[0]);
+  FenceRegisters(acc[1]);
+  Release(shared, (at.stage + kStages - 1) % kStages);
+}
+
+__device__ __forceinline__ void SkipTile(int in_features, const Shared& shared,
+                                         RingPosition<kStages>& at) {
+  for (int k = 0; k < in_features; k += kDepth) {
+    BarrierWait(&shared.full[at.stage], at.parity);
+    Release(shared, at.stage);
+    at.Advance();
   }
 }
 
@@ -190,26 +157,40 @@ __device__ __forceinline__ float SwiGluOf(float gate, float up) {
   return gate / (1.0f + __expf(-gate)) * up;
 }
 
-// One accumulator half (rows + 0 or + 8) to one row of out.
-template <bool kGateUp>
-__device__ __forceinline__ void StoreRow(const float (&acc)[64], int half, __nv_bfloat16* row,
-                                         int column, int end, bool exists) {
-  constexpr int kWords = Walk<kGateUp>::kColumns / 8;
-  uint32_t words[kWords];
+// 128 columns as packed pairs to one row of out.
+__device__ __forceinline__ void StoreRow(const uint32_t (&words)[16], __nv_bfloat16* row,
+                                         int column, int end) {
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    const int at = 4 * i + 2 * half;
-    if constexpr (kGateUp) {
-      words[i] = PackBf16(SwiGluOf(acc[at], acc[at + 32]), SwiGluOf(acc[at + 1], acc[at + 33]));
-    } else {
-      words[i] = PackBf16(acc[at], acc[at + 1]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kWords; i += 4) {
+  for (int i = 0; i < 16; i += 4) {
     const uint4 piece = TransposeQuad(words[i], words[i + 1], words[i + 2], words[i + 3]);
     const int first = column + 8 * i + 8 * (threadIdx.x & 3);
-    if (exists && first < end) *reinterpret_cast<uint4*>(row + first) = piece;
+    if (row != nullptr && first < end) *reinterpret_cast<uint4*>(row + first) = piece;
+  }
+}
+
+// The accumulators of rows + 0 (half 0) or + 8 (half 1).
+template <bool kGateUp>
+__device__ __forceinline__ void StoreHalf(const float (&acc)[2][64], int half, __nv_bfloat16* row,
+                                          int column, int end) {
+  uint32_t words[16];
+  if constexpr (kGateUp) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int at = 4 * i + 2 * half;
+      words[i] = PackBf16(SwiGluOf(acc[0][at], acc[1][at]),
+                          SwiGluOf(acc[0][at + 1], acc[1][at + 1]));
+    }
+    StoreRow(words, row, column, end);
+  } else {
+#pragma unroll
+    for (int box = 0; box < 2; ++box) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int at = 4 * i + 2 * half;
+        words[i] = PackBf16(acc[box][at], acc[box][at + 1]);
+      }
+      StoreRow(words, row, column + box * kMoeBoxRows, end);
+    }
   }
 }
 
@@ -222,31 +203,24 @@ __device__ void Consume(const MoeGroupedArgs& args, const MoePlan& plan, const S
   RingPosition<kStages> at;
   for (Walk<kGateUp> walk(args, plan); !walk.Done(); walk.Next()) {
     const Work work = walk.Get();
+    if (work.tile.rows <= 64 * group) {  // nothing in this half of the tile
+      SkipTile(args.in_features, shared, at);
+      continue;
+    }
     float acc[2][64];
-    const auto store = [&](int block) {
+    MultiplyTile(args.in_features, group, shared, at, acc);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int in_tile = 64 * (group + 2 * block) + 16 * warp + lane / 4 + 8 * half;
-        __nv_bfloat16* row = static_cast<__nv_bfloat16*>(args.out) +
-                             int64_t{work.tile.begin + in_tile} * args.out_stride;
-        StoreRow<kGateUp>(acc[block], half, row, work.column, end, in_tile < work.tile.rows);
-      }
-    };
-    if (work.tile.rows > 64 * (group + 2)) {
-      MultiplyTile<2>(args.in_features, group, shared, at, acc);
-      store(0);
-      store(1);
-    } else if (work.tile.rows > 64 * group) {
-      MultiplyTile<1>(args.in_features, group, shared, at, acc);
-      store(0);
-    } else {
-      MultiplyTile<0>(args.in_features, group, shared, at, acc);
+    for (int half = 0; half < 2; ++half) {
+      const int in_tile = 64 * group + 16 * warp + lane / 4 + 8 * half;
+      __nv_bfloat16* const row = static_cast<__nv_bfloat16*>(args.out) +
+                                 int64_t{work.tile.begin + in_tile} * args.out_stride;
+      StoreHalf<kGateUp>(acc, half, in_tile < work.tile.rows ? row : nullptr, work.column, end);
     }
   }
 }
 
 template <bool kGateUp>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     MoeGroupedKernel(const __grid_constant__ MoeGroupedArgs args,
                      const __grid_constant__ CUtensorMap in_map,
                      const __grid_constant__ MoePlan plan) {
@@ -257,11 +231,11 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&full[i], 1);
-      BarrierInit(&empty[i], kCluster * kConsumerWarps);
+      BarrierInit(&empty[i], kConsumerWarps);
     }
     FenceBarrierInit();
   }
-  ClusterSync();
+  __syncthreads();
   if (threadIdx.x < kWarpgroupThreads) {
     ReduceRegisters<40>();
     if (threadIdx.x == 0) Produce<kGateUp>(args, &in_map, plan, shared);
@@ -269,22 +243,6 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     IncreaseRegisters<232>();
     Consume<kGateUp>(args, plan, shared);
   }
-  __syncwarp();
-  ClusterSync();  // nobody may go while others still send here
-}
-
-// Clusters that fit the GPU at once: a few multiprocessors of a processing cluster may be left over.
-template <typename Kernel>
-int MaxClusters(Kernel kernel) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kCluster);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
-    cudaGetLastError();
-  }
-  return std::max(1, clusters);
 }
 
 template <bool kGateUp>
@@ -296,8 +254,7 @@ cudaError_t Launch(const MoeGroupedArgs& args, const CUtensorMap& in_map, const 
       error != cudaSuccess) {
     return error;
   }
-  static const int clusters = MaxClusters(kernel);
-  kernel<<<clusters * kCluster, kThreads, kSharedBytes, stream>>>(args, in_map, plan);
+  kernel<<<args.num_sms, kThreads, kSharedBytes, stream>>>(args, in_map, plan);
   return cudaGetLastError();
 }
 

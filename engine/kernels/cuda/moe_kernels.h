@@ -1,9 +1,9 @@
 // Launchers of the mixture of experts. All arrays are on the device; nothing waits for the GPU.
 //
-// Order of things: LaunchMoeRoute chooses the experts of every row and sorts the pairs (row, expert)
-// by expert into slots 0 .. rows * per_token - 1, cut into tiles of at most tile_rows slots of one
-// expert. The product kernels take their work from the list of tiles, whose length only the device
-// knows; the host sizes grids by MaxMoeTiles. LaunchMoeCombine adds the slots of every row.
+// Order of things: LaunchMoeRoute chooses the experts of every row and sorts the pairs (row,
+// expert) by expert into slots 0 .. rows * per_token - 1, cut into tiles of at most tile_rows slots
+// of one expert. The product kernels take their work from the list of tiles, whose length only the
+// device knows; the host sizes grids by MaxMoeTiles. LaunchMoeCombine adds the slots of every row.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_MOE_KERNELS_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_MOE_KERNELS_H_
 
@@ -74,10 +74,10 @@ struct MoeCombineArgs {
 };
 cudaError_t LaunchMoeCombine(const MoeCombineArgs& args, const MoePlan& plan, cudaStream_t stream);
 
-// The products for few rows per expert: every tile streams its expert's weights once.
-// act[slot] = silu(gate x) * (up x), x gathered by row; columns of act up to the next multiple of 8
-// become zero. y[slot] = down act[slot]. tile_rows must be kMoeSkinnyRows. Down reads the plan before
-// the kernel in front of it has ended, which must be gate and up.
+// The products for few rows per expert: every tile streams its expert's weights once. act[slot] =
+// silu(gate x) * (up x), x gathered by row; columns of act up to the next multiple of 8 become
+// zero. y[slot] = down act[slot]. tile_rows must be kMoeSkinnyRows. Down reads the plan before the
+// kernel in front of it has ended, which must be gate and up.
 constexpr int kMoeSkinnyRows = 8;
 struct MoeSkinnyArgs {
   const void* const* weights = nullptr;  // [num_experts] bf16 matrices; rows as in SkinnyGemmArgs
@@ -95,18 +95,18 @@ cudaError_t LaunchMoeSkinnyDown(const MoeSkinnyArgs& args, const MoePlan& plan,
                                 cudaStream_t stream);
 
 // The products for many rows, by wgmma and the tensor memory accelerator. tile_rows must be
-// kMoeGroupedRows. in_map describes [slots, in_features] in order of slots, in boxes of
-// kMoeInBoxRows rows by 64 columns. Out columns up to the next multiple of 8 are written.
-constexpr int kMoeGroupedRows = 256;
-constexpr int kMoeInBoxRows = 64;
-constexpr int kMoeWeightBoxRows = 64;
+// kMoeGroupedRows. in_map describes [slots, in_features] in order of slots; it and the maps of the
+// weights have boxes of kMoeBoxRows rows by 64 columns. Out columns up to the next multiple of 8
+// are written.
+constexpr int kMoeBoxRows = 128;
+constexpr int kMoeGroupedRows = kMoeBoxRows;
 struct MoeGroupedArgs {
-  const CUtensorMap* weight_maps = nullptr;  // device, [num_experts]: boxes of kMoeWeightBoxRows
-                                             // rows by 64 columns
+  const CUtensorMap* weight_maps = nullptr;  // device, [num_experts]
   void* out = nullptr;  // bf16 [slots, out_features], rows 16-byte aligned
   int64_t out_stride = 0;
   int in_features = 0;
   int out_features = 0;  // columns of out: the intermediate size for gate and up
+  int num_sms = 0;
 };
 cudaError_t LaunchMoeGroupedGateUp(const MoeGroupedArgs& args, const CUtensorMap& in_map,
                                    const MoePlan& plan, cudaStream_t stream);

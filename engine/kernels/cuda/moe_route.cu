@@ -9,7 +9,8 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kScanThreads = 1024;
-constexpr int kOneBlockThreads = 1024;  // up to so many one CTA routes and sorts
+constexpr int kOneBlockPairs = 64;  // up to so many one CTA routes and sorts faster than three
+constexpr int kOneBlockThreads = 1024;
 
 // Unsigned integers in the order of floats; 0 is below all. NaN counts as the least float.
 __device__ __forceinline__ uint32_t OrderedBits(float value) {
@@ -36,29 +37,36 @@ __device__ void RouteRow(const MoeRouteArgs& args, const MoePlan& plan, int row,
   }
   int chosen = 0x7fffffff;
   float chosen_score = 0;
-  for (int turn = 0; turn < plan.per_token; ++turn) {
-    uint32_t best = 0;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) best = max(best, key[i]);
-    best = __reduce_max_sync(kAllLanes, best);
-    int first = 0x7fffffff;
-#pragma unroll
-    for (int i = kPerLane - 1; i >= 0; --i) {
-      if (key[i] == best) first = 32 * i + lane;
-    }
-    first = __reduce_min_sync(kAllLanes, first);
-    float won = 0;
+  uint32_t own_best = 0;  // of this lane, and its expert and score
+  int own_expert = 0x7fffffff;
+  float own_score = 0;
+  const auto look = [&] {
+    own_best = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (32 * i + lane == first) {
-        won = score[i];
-        key[i] = 0;
+      if (key[i] > own_best) {
+        own_best = key[i];
+        own_expert = 32 * i + lane;
+        own_score = score[i];
       }
     }
-    won = __shfl_sync(kAllLanes, won, first & 31);
+  };
+  look();
+  for (int turn = 0; turn < plan.per_token; ++turn) {
+    const uint32_t best = __reduce_max_sync(kAllLanes, own_best);
+    const int first =
+        __reduce_min_sync(kAllLanes, own_best == best ? own_expert : 0x7fffffff);
+    const float won = __shfl_sync(kAllLanes, own_score, first & 31);
     if (lane == turn) {
       chosen = first;
       chosen_score = won;
+    }
+    if (own_expert == first) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (32 * i + lane == first) key[i] = 0;
+      }
+      look();
     }
   }
   // Ascending order, and the sum in that order.
@@ -114,8 +122,8 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const MoePlan plan) {
   if (e == kScanThreads - 1) *plan.num_tiles = first_tile + tiles;
 }
 
-// All of it for a few rows: one CTA with a warp per row and a thread per pair. A pair finds its place
-// by comparing with all pairs.
+// All of it for a few rows: one CTA with a warp per row and a thread per pair. A pair finds its
+// place by comparing with all pairs.
 template <int kPerLane>
 __global__ void __launch_bounds__(kOneBlockThreads)
     RouteOneBlockKernel(const MoeRouteArgs args, const MoePlan plan) {
@@ -241,7 +249,7 @@ template <int kPerLane>
 cudaError_t LaunchRoute(const MoeRouteArgs& args, const MoePlan& plan, cudaStream_t stream) {
   const int64_t pairs = int64_t{plan.rows} * plan.per_token;
   if constexpr (kPerLane <= 16) {  // more would not fit the registers of so large a CTA
-    if (plan.rows <= kOneBlockThreads / 32 && pairs <= kOneBlockThreads / 4) {
+    if (plan.rows <= kOneBlockThreads / 32 && pairs <= kOneBlockPairs) {
       const int threads = (std::max<int>(32 * plan.rows, static_cast<int>(pairs)) + 31) / 32 * 32;
       return LaunchOverlapped(RouteOneBlockKernel<kPerLane>, dim3(1), threads, stream, args, plan);
     }

@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kSkinnyThreads, 2)
   constexpr int kGroups = kSkinnyWarps / kSplit;
   constexpr int kGroupOuts = kGateUp ? 16 : kOuts;  // columns of out per group of warps
   __shared__ float partial[kSkinnyWarps][kMoeSkinnyRows][kOuts + 4];
-  // Before gate and up let down start, they have waited for the plan to be complete: down may read it
-  // and load weights at once, and waits only for act.
+  // Before gate and up let down start, they have waited for the plan to be complete: down may read
+  // it and load weights at once, and waits only for act.
   const auto wait = [] {
     WaitForPriorKernels();
     LetNextKernelStart();

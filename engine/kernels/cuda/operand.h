@@ -1,5 +1,5 @@
-// bf16 matrices as the product kernels read them: rows at multiples of 16 bytes, and a multiple of 8
-// columns, so that every access is one of 16 bytes.
+// bf16 matrices as the product kernels read them: rows at multiples of 16 bytes, and a multiple of
+// 8 columns, so that every access is one of 16 bytes.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_OPERAND_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_OPERAND_H_
 

@@ -7,9 +7,9 @@
 
 namespace hyserve::kernels::cuda {
 
-// Nothing that the kernels in front write may be read, and nothing written, before this. Every thread
-// of a kernel launched by LaunchOverlapped must call it, or the kernel behind could overtake the one
-// in front.
+// Nothing that the kernels in front write may be read, and nothing written, before this. Every
+// thread of a kernel launched by LaunchOverlapped must call it, or the kernel behind could overtake
+// the one in front.
 __device__ __forceinline__ void WaitForPriorKernels() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

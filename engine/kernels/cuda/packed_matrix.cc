@@ -66,7 +66,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CudaDevice& device,
   }
   CUtensorMap map;
   if (absl::Status status = tensor::CudaStatus(
-          EncodeMatrixMap(buffer->data(), out_features, in_features, stride, kMoeWeightBoxRows, &map),
+          EncodeMatrixMap(buffer->data(), out_features, in_features, stride, kMoeBoxRows, &map),
           "PackMatrix: tensor map");
       !status.ok()) {
     return status;

@@ -1,6 +1,6 @@
 // Weights on a GPU: row-major bf16 [out_features, in_features], each row padded with zeros to a
-// multiple of 8 columns, so that rows start at multiples of 16 bytes. f32 and f16 weights are rounded
-// to bf16.
+// multiple of 8 columns, so that rows start at multiples of 16 bytes. f32 and f16 weights are
+// rounded to bf16.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_PACKED_MATRIX_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_PACKED_MATRIX_H_
 
@@ -19,7 +19,7 @@ namespace hyserve::kernels::cuda {
 
 class CudaPackedMatrix final : public PackedMatrix {
  public:
-  // map: of [out_features, in_features] in boxes of kMoeWeightBoxRows rows by 64 columns.
+  // map: of [out_features, in_features] in boxes of kMoeBoxRows rows by 64 columns.
   CudaPackedMatrix(int64_t out_features, int64_t in_features, int64_t row_stride,
                    tensor::Buffer rows, const CUtensorMap& map)
       : id_(next_id_.fetch_add(1)),

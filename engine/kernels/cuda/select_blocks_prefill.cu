@@ -9,7 +9,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMaxSelected = 64;
-constexpr int kLoadsInFlight = 16;  // per thread
+constexpr int kLoadsInFlight = 8;  // per thread
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 __device__ __forceinline__ float SortDescending(float x) {
@@ -79,13 +79,13 @@ class TopBlocks {
     __syncwarp();
     if (count <= 32 * kSlots) {
       Load(buffer, count);
-      if (count > selected) Keep(count, selected, buffer);
+      if (count >= selected) Keep(count, selected, buffer);
     } else {
       for (int i = 0; i < rounds; ++i) {
         OfferOne(column[(32 * i + lane) * pitch], first_block + 32 * i + lane, selected, buffer);
       }
+      Keep(selected, selected, buffer);
     }
-    UpdateLowest(selected);
   }
 
   // Writes the elements, then -1.
@@ -128,7 +128,9 @@ class TopBlocks {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < kSlots; ++t) {
-      for (int j = 0; j < 32 && 32 * t + j < count; ++j) {
+      const int end = min(32, count - 32 * t);
+#pragma unroll 4
+      for (int j = 0; j < end; ++j) {
         const float other = __shfl_sync(kFullWarp, values[t], j);
 #pragma unroll
         for (int s = 0; s < kSlots; ++s) {
@@ -156,10 +158,17 @@ class TopBlocks {
     }
   }
 
-  // Keeps the best `selected` of count elements.
+  // Keeps the best `selected` of count elements; count >= selected.
   __device__ __forceinline__ void Keep(int count, int selected, Element* buffer) {
     int rank[kSlots] = {};
     Rank(value_, count, rank);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const unsigned mask = __ballot_sync(kFullWarp, block_[s] >= 0 && rank[s] == selected - 1);
+      const float last = __shfl_sync(kFullWarp, value_[s], mask == 0 ? 0 : __ffs(mask) - 1);
+      if (mask != 0) lowest_ = last;
+    }
+    if (count == selected) return;
     int kept = 0;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -194,21 +203,6 @@ class TopBlocks {
     Load(buffer, kept);
   }
 
-  __device__ __forceinline__ void UpdateLowest(int selected) {
-    float lowest = INFINITY;
-    int count = 0;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      count += __popc(__ballot_sync(kFullWarp, block_[s] >= 0));
-      if (block_[s] >= 0) lowest = fminf(lowest, value_[s]);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      lowest = fminf(lowest, __shfl_xor_sync(kFullWarp, lowest, step));
-    }
-    lowest_ = count == selected ? lowest : -INFINITY;
-  }
-
   float value_[kSlots];
   int32_t block_[kSlots];
   float lowest_ = -INFINITY;  // only better blocks enter
@@ -219,7 +213,7 @@ class TopBlocks {
 // (lanes are rows, so that loads are whole lines), then every warp offers the chunk to its rows.
 // kHeadStep heads are read at a time.
 template <int kSlots, int kTokens, int kHeadStep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kSlots == 1 ? 4 : 2)
     SelectBlocksKernel(const __grid_constant__ SelectBlocksLaunch launch) {
   constexpr int kChunk = 8192 / kTokens;
   constexpr int kBlocksPerWarp = 32 / kTokens;  // key blocks that a warp reads at once
@@ -231,13 +225,12 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ typename TopBlocks<kSlots>::Element buffers[kWarps][32 * kSlots];
   extern __shared__ float lse[];  // [heads_per_group][kTokens]
 
+  // The last rows, which see the most blocks, come first.
+  const int group = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   int s = 0;
-  while (s + 1 < launch.num_segments &&
-         static_cast<int>(blockIdx.x) >= launch.group_begin[s + 1]) {
-    ++s;
-  }
+  while (s + 1 < launch.num_segments && group >= launch.group_begin[s + 1]) ++s;
   const PrefillSegment& segment = launch.segments[s];
-  const int first_row = (static_cast<int>(blockIdx.x) - launch.group_begin[s]) * kTokens;
+  const int first_row = (group - launch.group_begin[s]) * kTokens;
   const int kv_head = blockIdx.y;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -357,8 +350,10 @@ template <int kSlots>
 cudaError_t LaunchTokens(SelectBlocksLaunch& launch, int num_sms, cudaStream_t stream) {
   int64_t groups = 0;
   for (int s = 0; s < launch.num_segments; ++s) groups += launch.segments[s].num_rows / 32 + 1;
-  return groups * launch.num_kv_heads >= 2 * num_sms ? LaunchHeads<kSlots, 32>(launch, stream)
-                                                     : LaunchHeads<kSlots, 8>(launch, stream);
+  const int64_t blocks = groups * launch.num_kv_heads;
+  if (blocks >= 16 * num_sms) return LaunchHeads<kSlots, 32>(launch, stream);
+  if (blocks >= 2 * num_sms) return LaunchHeads<kSlots, 16>(launch, stream);
+  return LaunchHeads<kSlots, 8>(launch, stream);
 }
 
 }  // namespace

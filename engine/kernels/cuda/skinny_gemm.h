@@ -13,11 +13,13 @@ namespace hyserve::kernels::cuda {
 constexpr int kSkinnyMaxRows = 16;
 
 struct SkinnyGemmArgs {
-  // bf16 [out_features, in_features], rows 16-byte aligned, zero up to the next multiple of 8 columns.
+  // bf16 [out_features, in_features], rows 16-byte aligned, zero up to the next multiple of 8
+  // columns.
   const void* weight = nullptr;
   int64_t weight_stride = 0;  // elements, a multiple of 8
-  const void* x = nullptr;    // bf16 [rows, in_features], rows 16-byte aligned; columns up to the next
-                              // multiple of 8 are read and must be finite
+  // bf16 [rows, in_features], rows 16-byte aligned; columns up to the next multiple of 8 are read
+  // and must be finite.
+  const void* x = nullptr;
   int64_t x_stride = 0;       // elements, a multiple of 8
   void* y = nullptr;          // [rows, out_features] bf16 or f32, any stride
   int64_t y_stride = 0;

@@ -2,10 +2,10 @@
 // the fragments of mma.sync, several chunks ahead, with the weights as the 16-row operand and the
 // rows of x as its 8-wide columns.
 //
-// Both operands of m16n8k16 are loaded with the same permutation of k inside 32 columns (lane t of a
-// quad holds columns 8 t .. 8 t + 7), which leaves the sum as it is and makes every load 16 bytes.
-// The terms of an output are added in the same order whatever the number of rows, so that a row's
-// result depends on nothing but K and the split of K.
+// Both operands of m16n8k16 are loaded with the same permutation of k inside 32 columns (lane t of
+// a quad holds columns 8 t .. 8 t + 7), which leaves the sum as it is and makes every load 16
+// bytes. The terms of an output are added in the same order whatever the number of rows, so that a
+// row's result depends on nothing but K and the split of K.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_SKINNY_TILE_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_SKINNY_TILE_CUH_
 
@@ -38,10 +38,10 @@ __device__ __forceinline__ void MmaBf16(float (&d)[4], uint32_t a0, uint32_t a1,
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// acc[i][j] += 16 outputs x 8 rows over the chunks first, first + step, ... of k_size columns
-// (a multiple of 8). Per lane: w[2 i] and w[2 i + 1] point to rows lane / 4 and lane / 4 + 8 of
-// output tile i; x[j] to row lane / 4 of row tile j, null if there is none. `ready` runs between the
-// first loads of weights and the first load of x.
+// acc[i][j] += 16 outputs x 8 rows over the chunks first, first + step, ... of k_size columns (a
+// multiple of 8). Per lane: w[2 i] and w[2 i + 1] point to rows lane / 4 and lane / 4 + 8 of output
+// tile i; x[j] to row lane / 4 of row tile j, null if there is none. `ready` runs between the first
+// loads of weights and the first load of x.
 template <int kOutTiles, int kRowTiles, int kDepth, typename Ready>
 __device__ __forceinline__ void StreamTile(const __nv_bfloat16* const (&w)[2 * kOutTiles],
                                            const __nv_bfloat16* const (&x)[kRowTiles], int k_size,

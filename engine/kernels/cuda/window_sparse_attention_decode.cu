@@ -5,17 +5,12 @@
 //   stream:  one thread block walks over all parts, one chain of them to four warps. For larger steps,
 //            and for more parts than a cluster takes.
 // They give the same bits, so which of them runs may depend on the step.
-#include <cooperative_groups.h>
-
-#include <utility>
-
 #include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 
 namespace hyserve::kernels::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
 using namespace window_sparse;  // NOLINT: this file is those kernels'
 
 constexpr int kMaxParts = 128;     // of the stream kernel
@@ -23,7 +18,7 @@ constexpr int kClusterParts = 18;  // 16 blocks and a window of 128
 constexpr int kRanks = kClusterParts / kChains;
 constexpr int kThreads = kChains * kPartThreads;
 // Rows times kv heads up to which the cluster kernel is the faster one.
-constexpr int kClusterWork = 16;
+constexpr int kClusterWork = 32;
 
 __device__ __forceinline__ uint16_t RoundBf16(float value) {
   const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
@@ -76,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int parts = NumParts(args);
   const int sparse_parts = NumSparseParts(args);
   for (int i = threadIdx.x; i < parts; i += kThreads) shared.places[i] = FindPart(args, at, i);
-  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  CopyQueries<kDim>(args, at, args.num_heads / args.num_kv_heads, shared.q, threadIdx.x, kThreads);
   __syncthreads();
 
   const int chain = threadIdx.x / kPartThreads;
@@ -172,6 +167,26 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // Rank r computes parts kChains * r and on, and sends each result to the ranks that own its outputs:
 // rank r owns outputs [r * share, (r + 1) * share) of the group's heads * kVDim.
+struct ClusterPlan {
+  int group = 0;
+  int share = 0;
+  uint32_t inverse = 0;  // index * inverse >> 20 is index / share
+};
+
+// Stores a pair into the same place of another rank's shared memory; its bytes count on the barrier
+// there, and no fence is needed.
+__device__ __forceinline__ void SendPair(const void* place, uint64_t* barrier, int rank, float x,
+                                         float y) {
+  asm volatile(
+      "{\n.reg .b32 to, at;\n"
+      "mapa.shared::cluster.u32 to, %0, %2;\n"
+      "mapa.shared::cluster.u32 at, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [to], {%3, %4}, [at];\n}\n" ::
+          "r"(hopper::SharedAddress(place)),
+      "r"(hopper::SharedAddress(barrier)), "r"(rank), "f"(x), "f"(y)
+      : "memory");
+}
+
 template <int kVDim>
 constexpr int kMaxShare = (kHeads * kVDim + kRanks - 1) / kRanks / 2 * 2 + 2;
 
@@ -180,22 +195,24 @@ struct ClusterShared {
   PartKeys<kDim, kVDim> keys[kChains];
   alignas(128) uint16_t q[kHeads * kDim];
   PartExchange exchange[kChains];
-  // Written by all ranks.
-  float max[kClusterParts][kHeads];
-  float sum[kClusterParts][kHeads];
+  // Written by all ranks; `arrived` counts the bytes.
+  float2 softmax[kClusterParts][kHeads];  // maximum, sum
   float out[kClusterParts][kMaxShare<kVDim>];
-  // The steps of the merges, by branch (window, sparse).
-  MergeWeights steps[kClusterParts][kHeads];
-  MergeWeights chains[2][kHeads];
-  OutputFactors factors[kHeads];
+  uint64_t arrived;
+  // What the merges multiply with: what was there, the part.
+  float2 steps[kClusterParts][kHeads];
+  float2 chains[2][kHeads];  // by branch (window, sparse)
+  float factors[2][kHeads];  // of the softmaxes
 };
 
-// The weights of every merge of one head and branch, and its softmax factor.
+// The weights of every merge of one head and branch, and its softmax factor. A part of the other branch
+// counts as one without keys: that changes no bit.
 template <typename Shared>
 __device__ __forceinline__ void PlanMerges(const WindowSparseArgs& args, Shared& shared, int local,
                                            int head, int branch) {
-  const int begin = branch == 0 ? NumSparseParts(args) : 0;
-  const int end = branch == 0 ? NumParts(args) : NumSparseParts(args);
+  const int sparse = NumSparseParts(args);
+  const float* sinks = branch == 0 ? args.window_sink : args.sparse_sink;
+  const float sink = sinks == nullptr ? -INFINITY : sinks[head] * kLog2e;
   float max[kChains], sum[kChains];
 #pragma unroll
   for (int chain = 0; chain < kChains; ++chain) {
@@ -204,66 +221,80 @@ __device__ __forceinline__ void PlanMerges(const WindowSparseArgs& args, Shared&
   }
 #pragma unroll
   for (int part = 0; part < kClusterParts; ++part) {
-    if (part < begin || part >= end) continue;
-    const int chain = part % kChains;
-    const MergeWeights weights = Merge(max[chain], shared.max[part][local]);
-    max[chain] = weights.max;
-    sum[chain] = Merged(weights, sum[chain], shared.sum[part][local]);
-    shared.steps[part][local] = weights;
+    const bool mine = (part < sparse) == (branch == 1);
+    const MergeWeights weights =
+        Merge(max[part % kChains], mine ? shared.softmax[part][local].x : -INFINITY);
+    max[part % kChains] = weights.max;
+    sum[part % kChains] =
+        Merged(weights, sum[part % kChains], mine ? shared.softmax[part][local].y : 0.0f);
+    if (mine) shared.steps[part][local] = make_float2(weights.before, weights.part);
   }
   const MergeWeights weights = Merge(max[0], max[1]);
-  shared.chains[branch][local] = weights;
-  const float total = Merged(weights, sum[0], sum[1]);
-  if (branch == 0) {
-    shared.factors[local].window = SoftmaxFactor(weights.max, total, args.window_sink, head);
-  } else {
-    shared.factors[local].sparse = SoftmaxFactor(weights.max, total, args.sparse_sink, head);
-  }
+  shared.chains[branch][local] = make_float2(weights.before, weights.part);
+  shared.factors[branch][local] =
+      SoftmaxFactor(weights.max, Merged(weights, sum[0], sum[1]), sink);
 }
 
+__device__ __forceinline__ float MergedBy(float2 step, float before, float part) {
+  return __fmaf_rn(part, step.y, __fmul_rn(before, step.x));
+}
+
+// Window and sparse output of one element.
 template <typename Shared>
-__device__ __forceinline__ float MergeOutputs(const WindowSparseArgs& args, const Shared& shared,
-                                              int local, int index, int branch) {
-  const int begin = branch == 0 ? NumSparseParts(args) : 0;
-  const int end = branch == 0 ? NumParts(args) : NumSparseParts(args);
-  float out[kChains] = {};
+__device__ __forceinline__ float2 MergeOutputs(const WindowSparseArgs& args, const Shared& shared,
+                                               int local, int index) {
+  const int sparse = NumSparseParts(args);
+  float out[2][kChains] = {};
 #pragma unroll
   for (int part = 0; part < kClusterParts; ++part) {
-    if (part < begin || part >= end) continue;
+    const float2 step = shared.steps[part][local];
+    const float value = shared.out[part][index];
     const int chain = part % kChains;
-    out[chain] = Merged(shared.steps[part][local], out[chain], shared.out[part][index]);
+    const float window = MergedBy(step, out[0][chain], value);
+    const float selected = MergedBy(step, out[1][chain], value);
+    out[0][chain] = part < sparse ? out[0][chain] : window;
+    out[1][chain] = part < sparse ? selected : out[1][chain];
   }
-  return Merged(shared.chains[branch][local], out[0], out[1]);
+  return make_float2(MergedBy(shared.chains[0][local], out[0][0], out[0][1]),
+                     MergedBy(shared.chains[1][local], out[1][0], out[1][1]));
 }
 
 template <int kDim, int kVDim>
 __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
-    ClusterKernel(const __grid_constant__ WindowSparseArgs args, int rows_per_seq) {
+    ClusterKernel(const __grid_constant__ WindowSparseArgs args,
+                  const __grid_constant__ ClusterPlan plan, int rows_per_seq) {
   using Shared = ClusterShared<kDim, kVDim>;
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  cg::cluster_group cluster = cg::this_cluster();
   DecodeRow at;
   if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) return;  // the whole cluster
-  auto started = cluster.barrier_arrive();
+  const int rank = static_cast<int>(blockIdx.x);
+  const int group = plan.group;
+  const int outputs = group * kVDim;
+  if (threadIdx.x == 0) {
+    const int owned = max(0, min(plan.share, outputs - rank * plan.share));
+    hopper::BarrierInit(&shared.arrived, 1);
+    hopper::FenceBarrierInit();
+    hopper::BarrierArriveExpect(&shared.arrived,
+                                kClusterParts * (group * sizeof(float2) + owned * sizeof(float)));
+  }
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
   const int chain = threadIdx.x / kPartThreads;
   const int thread = threadIdx.x % kPartThreads;
-  const int rank = static_cast<int>(cluster.block_rank());
   const int part = rank * kChains + chain;
-  const int group = args.num_heads / args.num_kv_heads;
   PartPlace place;
   if (part < NumParts(args)) place = FindPart(args, at, part);
   const bool visible = place.lo < place.hi;
-  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  CopyQueries<kDim>(args, at, group, shared.q, threadIdx.x, kThreads);
   if (visible) CopyRows<kDim, true>(args, at, part, place, shared.keys[chain].k, thread);
   CommitCopies();
   if (visible) CopyRows<kVDim, false>(args, at, part, place, shared.keys[chain].v, thread);
   CommitCopies();
 
   // While they come: what the outputs of this thread will need.
-  const int share = ((group * kVDim + kRanks - 1) / kRanks + 1) / 2 * 2;
-  const int output = rank * share + static_cast<int>(threadIdx.x);
-  const bool owner = static_cast<int>(threadIdx.x) < share && output < group * kVDim;
+  const int output = rank * plan.share + static_cast<int>(threadIdx.x);
+  const bool owner = static_cast<int>(threadIdx.x) < plan.share && output < outputs;
   const int output_local = owner ? output / kVDim : 0;
   const int output_col = output % kVDim;
   const int output_head = at.kv_head * group + output_local;
@@ -285,42 +316,40 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   PartResult<kVDim> result;
   if (visible) PartValues<kVDim>(shared.keys[chain].v, shared.exchange[chain], result);
 
-  cluster.barrier_wait(std::move(started));  // the others' shared memory is there
+  // The others' barriers are there.
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
   const int warp = thread / 32;
   const int lane = thread % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int local = lane / 4 + half * 8;
     if (local >= group) continue;
+    // Maximum and sum go to everybody: lane l of warp w sends to rank 4 w + l % 4.
+    const int to = warp * 4 + (lane & 3);
+    if (to < kRanks) {
+      SendPair(&shared.softmax[part][local], &shared.arrived, to, result.max[half],
+               result.sum[half]);
+    }
 #pragma unroll
     for (int i = 0; i < PartResult<kVDim>::kTiles; ++i) {
       const int index = local * kVDim + warp * (kVDim / kPartWarps) + i * 8 + (lane & 3) * 2;
-      const int to = index / share;
-      float* out = cluster.map_shared_rank(&shared.out[part][index - to * share], to);
-      *reinterpret_cast<float2*>(out) =
-          make_float2(result.out[i][2 * half], result.out[i][2 * half + 1]);
-    }
-    // Maximum and sum go to everybody: lane % 4 of warp w to the ranks 4 w + lane % 4.
-    const int to = warp * 4 + (lane & 3);
-    if (to < kRanks) {
-      *cluster.map_shared_rank(&shared.max[part][local], to) = result.max[half];
-      *cluster.map_shared_rank(&shared.sum[part][local], to) = result.sum[half];
+      const int owning = static_cast<int>(index * plan.inverse >> 20);
+      SendPair(&shared.out[part][index - owning * plan.share], &shared.arrived, owning,
+               result.out[i][2 * half], result.out[i][2 * half + 1]);
     }
   }
-  cluster.sync();
+  hopper::BarrierWait(&shared.arrived, 0);
   if (threadIdx.x < 2 * group) {
     const int local = threadIdx.x / 2;
     PlanMerges(args, shared, local, at.kv_head * group + local, threadIdx.x % 2);
   }
   __syncthreads();
   if (!owner) return;
-  OutputFactors factors = shared.factors[output_local];
-  factors.window_gate = window_gate;
-  factors.sparse_gate = sparse_gate;
-  const float window = MergeOutputs(args, shared, output_local, threadIdx.x, 0);
-  const float sparse = MergeOutputs(args, shared, output_local, threadIdx.x, 1);
+  const float2 merged = MergeOutputs(args, shared, output_local, threadIdx.x);
+  const OutputFactors factors = {shared.factors[0][output_local], shared.factors[1][output_local],
+                                 window_gate, sparse_gate};
   args.out[at.row * args.out_stride + int64_t{output_head} * kVDim + output_col] =
-      Output(args, factors, window, sparse);
+      Output(args, factors, merged.x, merged.y);
 }
 
 // ---- Launch --------------------------------------------------------------------------------------
@@ -342,12 +371,16 @@ cudaError_t LaunchCluster(const WindowSparseArgs& args, int rows_per_seq, cudaSt
   static const cudaError_t attribute = cudaFuncSetAttribute(
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (attribute != cudaSuccess) return attribute;
+  ClusterPlan plan;
+  plan.group = args.num_heads / args.num_kv_heads;
+  plan.share = ((plan.group * kVDim + kRanks - 1) / kRanks + 1) / 2 * 2;
+  plan.inverse = ((1u << 20) + plan.share - 1) / plan.share;  // exact: index < 2048, share <= 256
   // Nine blocks are more than every GPU must be able to place, but not more than this one does.
   static const cudaError_t large = cudaFuncSetAttribute(
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (large != cudaSuccess) return large;
   const dim3 grid(kRanks, args.num_kv_heads, args.num_seqs * rows_per_seq);
-  ClusterKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
+  ClusterKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, plan, rows_per_seq);
   return cudaGetLastError();
 }
 

@@ -10,8 +10,7 @@
 
 namespace hyserve::kernels::cuda::window_sparse {
 
-// The blocks of a cluster plan alike, each for itself.
-template <typename Shared, int kBlocks>
+template <typename Shared>
 class Planner {
  public:
   __device__ Planner(const WindowSparseArgs& args, const PrefillPlan& plan, Shared& shared)
@@ -19,9 +18,9 @@ class Planner {
 
   // The whole warp.
   __device__ void Run() {
-    tile_size_ = kBlocks * kConsumers * ConsumerTokens(args_.num_heads / args_.num_kv_heads);
+    tile_size_ = kConsumers * ConsumerTokens(args_.num_heads / args_.num_kv_heads);
     const int total = plan_.num_tiles * args_.num_kv_heads;
-    for (int work = blockIdx.x / kBlocks; work < total; work += gridDim.x / kBlocks) {
+    for (int work = blockIdx.x; work < total; work += gridDim.x) {
       kv_head_ = work / plan_.num_tiles;
       FindTile(work - kv_head_ * plan_.num_tiles);
       PlanTile();
@@ -127,7 +126,7 @@ class Planner {
 
   __device__ void Put(int base, uint32_t tokens, uint32_t flags, BlockSource source, int index,
                       int lo, int hi) {
-    hopper::BarrierWait(&shared_.plan_empty[ring_.stage], ring_.parity ^ 1);
+    hopper::BarrierWaitIdle(&shared_.plan_empty[ring_.stage], ring_.parity ^ 1);
     if (lane_ == 0) {
       shared_.plan[ring_.stage] = {
           {tokens, base, flags, kv_head_, row_begin_ + token_begin_, tile_position_, tokens_, 0},

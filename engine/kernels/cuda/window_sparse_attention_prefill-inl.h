@@ -1,9 +1,9 @@
-// What producer and consumers of the prefill kernel of WindowSparseAttention share.
+// What planner, producer and consumers of the prefill kernel of WindowSparseAttention share.
 //
 // A tile is a few consecutive tokens of one sequence and one kv head; its rows are (token, head of
-// the group), 64 for each consumer warpgroup. One thread block, or a cluster of two that share every
-// copy, works on a tile with two consumers a block. Keys come in blocks of 64: first the blocks of the window (a grid from position 0), then the union of the
-// blocks that the tile's tokens selected, in ascending order. Each stage says which tokens want it.
+// the group), 64 for each of the two consumer warpgroups. Keys come in blocks of 64: first the blocks
+// of the window (a grid from position 0), then the union of the blocks that the tile's tokens selected,
+// in ascending order. Each stage says which tokens want it.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
 
@@ -16,21 +16,15 @@
 
 namespace hyserve::kernels::cuda::window_sparse {
 
-inline constexpr int kConsumers = 2;          // warpgroups of a thread block
-inline constexpr int kTileRows = 64;          // of one consumer
-inline constexpr int kMaxTileTokens = 32;     // one a lane of the producer
-inline constexpr int kSlabBytes = 64 * 128;   // 64 rows of 64 bf16
+inline constexpr int kConsumers = 2;           // warpgroups
+inline constexpr int kTileRows = 64;           // of one consumer
+inline constexpr int kMaxConsumerTokens = 16;  // so that a tile has at most 32: one a lane
+inline constexpr int kSlabBytes = 64 * 128;    // 64 rows of 64 bf16
 
-// Thread blocks of a tile for groups of `heads` heads (at most 64), and tokens of one consumer.
-__host__ __device__ constexpr int TileBlocks(int heads) {
-#ifdef HS_NOCLUSTER
-  return 1;
-#endif
-  return 2 * kConsumers * (kTileRows / heads) <= kMaxTileTokens ? 2 : 1;
-}
+// Tokens of one consumer for groups of `heads` heads (at most 64).
 __host__ __device__ constexpr int ConsumerTokens(int heads) {
-  const int most = kMaxTileTokens / (TileBlocks(heads) * kConsumers);
-  return kTileRows / heads < most ? kTileRows / heads : most;
+  const int tokens = kTileRows / heads;
+  return tokens < kMaxConsumerTokens ? tokens : kMaxConsumerTokens;
 }
 
 enum StageFlags : uint32_t {
@@ -89,11 +83,10 @@ struct PrefillShared {
   uint64_t plan_empty[kPlanDepth];
   uint64_t q_full;
   uint64_t q_empty;
-  uint32_t never;  // written by nobody
 };
 
-// How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim] in boxes
-// of 64 keys or, for clusters, of 32; step rows [rows][kv heads * dim].
+// How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim], step
+// rows [rows][kv heads * dim].
 struct PrefillMaps {
   CUtensorMap q;
   CUtensorMap page_k;

@@ -20,16 +20,7 @@ using namespace window_sparse;  // NOLINT: this file is that kernel's
 
 constexpr int kThreads = (1 + kConsumers) * hopper::kWarpgroupThreads;
 
-template <int kBlocks>
-__device__ __forceinline__ void SyncBlocks() {
-  if constexpr (kBlocks == 1) {
-    __syncthreads();
-  } else {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
-  }
-}
-
-template <int kDim, int kVDim, int kStages, int kBlocks>
+template <int kDim, int kVDim, int kStages>
 __global__ void __launch_bounds__(kThreads, 1)
     PrefillKernel(const __grid_constant__ WindowSparseArgs args,
                   const __grid_constant__ PrefillPlan plan,
@@ -42,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     constexpr int kConsumerWarps = kConsumers * 4;
     for (int i = 0; i < kStages; ++i) {
       hopper::BarrierInit(&shared.full[i], 1);
-      hopper::BarrierInit(&shared.empty[i], kBlocks * kConsumerWarps);
+      hopper::BarrierInit(&shared.empty[i], kConsumerWarps);
     }
     for (int i = 0; i < kPlanDepth; ++i) {
       hopper::BarrierInit(&shared.plan_full[i], 1);
@@ -52,21 +43,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::BarrierInit(&shared.q_empty, kConsumerWarps);
     hopper::FenceBarrierInit();
   }
-  SyncBlocks<kBlocks>();
+  __syncthreads();
   const int warpgroup = threadIdx.x / hopper::kWarpgroupThreads;
   if (warpgroup == 0) {
-    hopper::ReduceRegisters<72>();
+    hopper::ReduceRegisters<56>();
     const int warp = threadIdx.x / 32;
-    if (warp == 0) Producer<kDim, kVDim, kStages, kBlocks>(args, maps, shared).Run();
-    if (warp == 1) Planner<Shared, kBlocks>(args, plan, shared).Run();
+    if (warp == 0) Producer<kDim, kVDim, kStages>(args, maps, shared).Run();
+    if (warp == 1) Planner<Shared>(args, plan, shared).Run();
   } else {
-    hopper::IncreaseRegisters<216>();
-    Consumer<kDim, kVDim, kStages, kBlocks>(args, shared, warpgroup - 1).Run();
+    hopper::IncreaseRegisters<224>();
+    Consumer<kDim, kVDim, kStages>(args, shared, warpgroup - 1).Run();
   }
-  if constexpr (kBlocks > 1) SyncBlocks<kBlocks>();  // others copy into this block and signal it
 }
 
-cudaError_t EncodePages(const uint16_t* data, const WindowSparseArgs& args, int dim, int box_keys,
+cudaError_t EncodePages(const uint16_t* data, const WindowSparseArgs& args, int dim,
                         CUtensorMap* map) {
   const uint64_t row = uint64_t{2} * dim;
   const uint64_t slice = uint64_t{2} * args.num_kv_heads * kSparseBlock *
@@ -78,7 +68,7 @@ cudaError_t EncodePages(const uint16_t* data, const WindowSparseArgs& args, int 
                               static_cast<uint64_t>(args.num_kv_heads),
                               static_cast<uint64_t>(args.num_blocks)};
   const uint64_t strides[] = {row, row * kSparseBlock, slice};
-  const uint32_t box[] = {64, static_cast<uint32_t>(box_keys), 1, 1};
+  const uint32_t box[] = {64, kSparseBlock, 1, 1};
   for (int i = 0; i < 4; ++i) shape.extents[i] = extents[i];
   for (int i = 0; i < 3; ++i) shape.strides_bytes[i] = strides[i];
   for (int i = 0; i < 4; ++i) shape.box[i] = box[i];
@@ -114,8 +104,7 @@ cudaError_t EncodeQueries(const WindowSparseArgs& args, CUtensorMap* map) {
   return hopper::EncodeTensorMap(shape, map);
 }
 
-cudaError_t EncodeMaps(const WindowSparseArgs& args, int blocks, PrefillMaps* maps) {
-  const int box_keys = kSparseBlock / blocks;
+cudaError_t EncodeMaps(const WindowSparseArgs& args, PrefillMaps* maps) {
   cudaError_t error = EncodeQueries(args, &maps->q);
   if (error == cudaSuccess) error = EncodeStep(args.step_k, args, args.head_dim, &maps->step_k);
   if (error == cudaSuccess) error = EncodeStep(args.step_v, args, args.v_head_dim, &maps->step_v);
@@ -126,49 +115,30 @@ cudaError_t EncodeMaps(const WindowSparseArgs& args, int blocks, PrefillMaps* ma
   }
   const int64_t k_slice = int64_t{args.num_kv_heads} * kSparseBlock * args.head_dim;
   if (error == cudaSuccess) {
-    error = EncodePages(args.pages, args, args.head_dim, box_keys, &maps->page_k);
+    error = EncodePages(args.pages, args, args.head_dim, &maps->page_k);
   }
   if (error == cudaSuccess) {
-    error = EncodePages(args.pages + k_slice, args, args.v_head_dim, box_keys, &maps->page_v);
+    error = EncodePages(args.pages + k_slice, args, args.v_head_dim, &maps->page_v);
   }
   return error;
-}
-
-template <int kDim, int kVDim, int kStages, int kBlocks>
-cudaError_t LaunchBlocks(const WindowSparseArgs& args, const PrefillPlan& plan, int num_sms,
-                         cudaStream_t stream) {
-  constexpr int kBytes = sizeof(PrefillShared<kDim, kVDim, kStages>) + 1024;
-  static_assert(kBytes <= 227 * 1024);
-  constexpr auto* kKernel = PrefillKernel<kDim, kVDim, kStages, kBlocks>;
-  static const cudaError_t attribute =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (attribute != cudaSuccess) return attribute;
-  PrefillMaps maps;
-  cudaError_t error = EncodeMaps(args, kBlocks, &maps);
-  if (error != cudaSuccess) return error;
-  const int64_t work = int64_t{plan.num_tiles} * args.num_kv_heads;
-  const int clusters = num_sms / kBlocks;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(work < clusters ? work : clusters) * kBlocks);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kBlocks, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = kBlocks > 1 ? 1 : 0;
-  error = cudaLaunchKernelEx(&config, kKernel, args, plan, maps);
-  return error == cudaSuccess ? cudaGetLastError() : error;
 }
 
 template <int kDim, int kVDim, int kStages>
 cudaError_t Launch(const WindowSparseArgs& args, const PrefillPlan& plan, int num_sms,
                    cudaStream_t stream) {
-  if (TileBlocks(args.num_heads / args.num_kv_heads) == 1) {
-    return LaunchBlocks<kDim, kVDim, kStages, 1>(args, plan, num_sms, stream);
-  }
-  return LaunchBlocks<kDim, kVDim, kStages, 2>(args, plan, num_sms, stream);
+  constexpr int kBytes = sizeof(PrefillShared<kDim, kVDim, kStages>) + 1024;
+  static_assert(kBytes <= 227 * 1024);
+  static const cudaError_t attribute =
+      cudaFuncSetAttribute(PrefillKernel<kDim, kVDim, kStages>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (attribute != cudaSuccess) return attribute;
+  PrefillMaps maps;
+  const cudaError_t error = EncodeMaps(args, &maps);
+  if (error != cudaSuccess) return error;
+  const int64_t work = int64_t{plan.num_tiles} * args.num_kv_heads;
+  const int blocks = static_cast<int>(work < num_sms ? work : num_sms);
+  PrefillKernel<kDim, kVDim, kStages><<<blocks, kThreads, kBytes, stream>>>(args, plan, maps);
+  return cudaGetLastError();
 }
 
 bool Aligned(const void* pointer, int64_t stride) {
@@ -191,8 +161,7 @@ bool WindowSparsePrefillSupports(const WindowSparseArgs& args) {
 }
 
 int WindowSparsePrefillTileTokens(const WindowSparseArgs& args) {
-  const int group = args.num_heads / args.num_kv_heads;
-  return TileBlocks(group) * kConsumers * ConsumerTokens(group);
+  return kConsumers * ConsumerTokens(args.num_heads / args.num_kv_heads);
 }
 
 cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, int min_rows, int num_tiles,

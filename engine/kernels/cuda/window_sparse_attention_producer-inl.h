@@ -1,4 +1,5 @@
-// The producer warp of the prefill kernel: starts the copies that the planner asks for.
+// The producer warp of the prefill kernel: starts the copies that the planner asks for, all from one lane
+// (lanes with different operands would have to take turns).
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PRODUCER_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PRODUCER_INL_H_
 
@@ -8,7 +9,7 @@
 
 namespace hyserve::kernels::cuda::window_sparse {
 
-template <int kDim, int kVDim, int kStages, int kBlocks>
+template <int kDim, int kVDim, int kStages>
 class Producer {
  public:
   using Shared = PrefillShared<kDim, kVDim, kStages>;
@@ -17,8 +18,7 @@ class Producer {
       : args_(args),
         maps_(maps),
         shared_(shared),
-        lane_(threadIdx.x % 32),
-        rank_(kBlocks == 1 ? 0 : static_cast<int>(blockIdx.x) % kBlocks) {}
+        lane_(threadIdx.x % 32) {}
 
   // The whole warp.
   __device__ void Run() {
@@ -36,7 +36,7 @@ class Producer {
         q_parity ^= 1;
         CopyQueries(block.info);
       }
-      hopper::BarrierWait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+      hopper::BarrierWaitIdle(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (lane_ == 0) shared_.info[ring_.stage] = block.info;
       if (end) {
         if (lane_ == 0) hopper::BarrierArrive(&shared_.full[ring_.stage]);
@@ -49,50 +49,54 @@ class Producer {
   }
 
  private:
-  static constexpr int kSlabs = Shared::kKeySlabs + Shared::kValueSlabs;
-  static constexpr int kStageBytes = kSlabs * kSlabBytes;
+  static constexpr int kStageBytes = (Shared::kKeySlabs + Shared::kValueSlabs) * kSlabBytes;
 
-  // Lane i of the first few copies the i-th 64 columns of this block's consumers' queries.
+  // The queries of this block's consumers.
   __device__ void CopyQueries(const StageInfo& info) {
+    if (lane_ != 0) return;
     const int group = args_.num_heads / args_.num_kv_heads;
     const int tokens = ConsumerTokens(group);
-    if (lane_ == 0) {
-      hopper::BarrierArriveExpect(&shared_.q_full,
-                                  kConsumers * Shared::kKeySlabs * tokens * group * 128);
-    }
-    if (lane_ < kConsumers * Shared::kKeySlabs) {
-      const int consumer = lane_ / Shared::kKeySlabs;
-      const int slab = lane_ % Shared::kKeySlabs;
-      hopper::LoadTile3d(&maps_.q, shared_.q[consumer][slab], &shared_.q_full, slab * 64,
-                         info.kv_head * group,
-                         info.tile_row + (rank_ * kConsumers + consumer) * tokens,
-                         hopper::kEvictFirst);
+    hopper::BarrierArriveExpect(&shared_.q_full,
+                                kConsumers * Shared::kKeySlabs * tokens * group * 128);
+#pragma unroll
+    for (int consumer = 0; consumer < kConsumers; ++consumer) {
+#pragma unroll
+      for (int slab = 0; slab < Shared::kKeySlabs; ++slab) {
+        hopper::LoadTile3d(&maps_.q, shared_.q[consumer][slab], &shared_.q_full, slab * 64,
+                           info.kv_head * group, info.tile_row + consumer * tokens,
+                           hopper::kEvictFirst);
+      }
     }
   }
 
   __device__ void Copy(const PlannedBlock& block) {
-    uint64_t* full = &shared_.full[ring_.stage];
     const int kv_head = block.info.kv_head;
-    if (block.source == BlockSource::kStep || block.source == BlockSource::kPage) {
-      // Lane i copies the i-th 64 columns: those of K come first.
-      if (lane_ == 0) hopper::BarrierArriveExpect(full, kStageBytes);
-      if (lane_ >= kSlabs) return;
-      const bool is_key = lane_ < Shared::kKeySlabs;
-      const int col = (is_key ? lane_ : lane_ - Shared::kKeySlabs) * 64;
-      unsigned char* to = shared_.stages[ring_.stage].k[0] + lane_ * kSlabBytes;
-      if (block.source == BlockSource::kStep) {
-        hopper::LoadTile2d(is_key ? &maps_.step_k : &maps_.step_v, to, full,
-                           kv_head * (is_key ? kDim : kVDim) + col, block.index);
-        return;
+    auto& stage = shared_.stages[ring_.stage];
+    uint64_t* full = &shared_.full[ring_.stage];
+    if (block.source == BlockSource::kStep) {
+      if (lane_ != 0) return;
+      hopper::BarrierArriveExpect(full, kStageBytes);
+#pragma unroll
+      for (int i = 0; i < Shared::kKeySlabs; ++i) {
+        hopper::LoadTile2d(&maps_.step_k, stage.k[i], full, kv_head * kDim + i * 64, block.index);
       }
-      const CUtensorMap* map = is_key ? &maps_.page_k : &maps_.page_v;
-      if constexpr (kBlocks == 1) {
-        hopper::LoadTile4d(map, to, full, col, 0, kv_head, block.index);
-      } else {
-        // The blocks of a cluster load a part of the keys each, for all of them.
-        constexpr int kKeys = kSparseBlock / kBlocks;
-        hopper::LoadTile4dMulticast(map, to + rank_ * kKeys * 128, full, col, rank_ * kKeys,
-                                    kv_head, block.index, (1 << kBlocks) - 1);
+#pragma unroll
+      for (int i = 0; i < Shared::kValueSlabs; ++i) {
+        hopper::LoadTile2d(&maps_.step_v, stage.v[i], full, kv_head * kVDim + i * 64,
+                           block.index);
+      }
+      return;
+    }
+    if (block.source == BlockSource::kPage) {
+      if (lane_ != 0) return;
+      hopper::BarrierArriveExpect(full, kStageBytes);
+#pragma unroll
+      for (int i = 0; i < Shared::kKeySlabs; ++i) {
+        hopper::LoadTile4d(&maps_.page_k, stage.k[i], full, i * 64, 0, kv_head, block.index);
+      }
+#pragma unroll
+      for (int i = 0; i < Shared::kValueSlabs; ++i) {
+        hopper::LoadTile4d(&maps_.page_v, stage.v[i], full, i * 64, 0, kv_head, block.index);
       }
       return;
     }
@@ -143,7 +147,6 @@ class Producer {
   const PrefillMaps& maps_;
   Shared& shared_;
   const int lane_;
-  const int rank_;  // of this block in the cluster
   hopper::RingPosition<kStages> ring_;
 };
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
+#include <vector>
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
@@ -11,10 +13,10 @@ namespace hyserve::common {
 namespace {
 
 TEST(TimerQueue, RunsInTheOrderOfTime) {
-  TimerQueue timers;
   absl::Mutex mutex;
   std::vector<int> order;
   absl::Notification done;
+  TimerQueue timers;  // last: its end waits for the functions, which use the rest
   const absl::Time start = absl::Now() + absl::Milliseconds(20);
   const auto note = [&](int i) {
     absl::MutexLock lock(&mutex);
@@ -31,8 +33,8 @@ TEST(TimerQueue, RunsInTheOrderOfTime) {
 TEST(TimerQueue, ACancelledCallDoesNotRun) {
   std::atomic<int> ran{0};
   {
-    TimerQueue timers;
     absl::Notification done;
+    TimerQueue timers;
     const TimerId id = timers.ScheduleAfter(absl::Milliseconds(5), [&] { ++ran; });
     EXPECT_TRUE(timers.Cancel(id));
     EXPECT_FALSE(timers.Cancel(id));
@@ -43,8 +45,8 @@ TEST(TimerQueue, ACancelledCallDoesNotRun) {
 }
 
 TEST(TimerQueue, ACallMayUseTheQueue) {
-  TimerQueue timers;
   absl::Notification done;
+  TimerQueue timers;
   timers.ScheduleAfter(absl::ZeroDuration(), [&] {
     timers.ScheduleAfter(absl::ZeroDuration(), [&] { done.Notify(); });
   });
@@ -55,6 +57,23 @@ TEST(TimerQueue, CallsThatAreNotDueAreDroppedWithTheQueue) {
   std::atomic<bool> ran{false};
   { TimerQueue().ScheduleAfter(absl::Hours(1), [&] { ran = true; }); }
   EXPECT_FALSE(ran);
+}
+
+TEST(TimerQueue, StopEndsACallThatAlwaysSchedulesItself) {
+  int runs = 0;
+  absl::Notification running;
+  TimerQueue timers;
+  const std::function<void()> tick = [&] {
+    if (++runs == 3) running.Notify();
+    timers.ScheduleAfter(absl::ZeroDuration(), tick);
+  };
+  timers.ScheduleAfter(absl::ZeroDuration(), tick);
+  running.WaitForNotification();
+  timers.Stop();
+  const int until_stop = runs;
+  EXPECT_FALSE(timers.Cancel(timers.ScheduleAfter(absl::ZeroDuration(), tick)));
+  timers.Stop();
+  EXPECT_EQ(runs, until_stop);
 }
 
 }  // namespace

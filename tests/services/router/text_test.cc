@@ -93,8 +93,8 @@ TEST(TextStream, HeldBytesComeOutAtTheEnd) {
 TEST(TextPool, RefusesWhenFullAndRunsAllThatItTook) {
   std::atomic<int> ran{0};
   {
-    TextPool pool(1, 2);
     absl::Notification started, go;
+    TextPool pool(1, 2);  // its end waits for what uses the rest
     ASSERT_TRUE(pool.Run([&] {
       started.Notify();
       go.WaitForNotification();

@@ -99,14 +99,15 @@ TEST(Life, ARouterThatDoesNotReadIsCutOff) {
   sampling.set_num_logprobs(20);  // large messages fill the connection sooner
   const auto request = harness.NewRequest(MakePrompt(100), sampling);
   bool waited = false;
-  const WorkerHarness::Reply reply = harness.Run(
-      request, nullptr, [&](grpc::ClientContext*, const v1::DecodeEvent& event) {
-        if (!event.has_started() || std::exchange(waited, true)) return;
-        const absl::Time end = absl::Now() + absl::Seconds(20);
-        while (absl::Now() < end && harness.decode()->Invariants().live_sequences() > 0) {
-          absl::SleepFor(absl::Milliseconds(5));
-        }
-      });
+  const auto stop_reading = [&](grpc::ClientContext*, const v1::DecodeEvent& event) {
+    if (!event.has_started() || std::exchange(waited, true)) return;
+    const absl::Time end = absl::Now() + absl::Seconds(200);  // sanitizers make the engine slow
+    while (absl::Now() < end && harness.decode()->Invariants().live_sequences() > 0) {
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  };
+  const WorkerHarness::Reply reply =
+      harness.Run(request, nullptr, stop_reading, absl::Seconds(240));
   EXPECT_TRUE(reply.decode.status.code() == absl::StatusCode::kResourceExhausted ||
               reply.decode.status.code() == absl::StatusCode::kCancelled)
       << reply.decode.status;

@@ -22,9 +22,12 @@ __device__ __forceinline__ void BarrierInit(uint64_t* barrier, uint32_t arrivals
 __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
+// Barriers are named by their pointer or by its shared-memory address.
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
-               : "memory");
+  BarrierArrive(SharedAddress(barrier));
 }
 // Arrives at the barrier of the same name in block cta_rank of this cluster.
 __device__ __forceinline__ void BarrierArriveCluster(uint64_t* barrier, uint32_t cta_rank) {
@@ -43,35 +46,32 @@ __device__ __forceinline__ void BarrierArriveExpect(uint64_t* barrier, uint32_t 
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ bool BarrierTryWait(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ bool BarrierTryWait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n.reg .pred p;\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
       "selp.u32 %0, 1, 0, p;\n}\n"
       : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "r"(barrier), "r"(parity)
       : "memory");
   return done != 0;
 }
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ bool BarrierTryWait(uint64_t* barrier, uint32_t parity) {
+  return BarrierTryWait(SharedAddress(barrier), parity);
+}
+__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   while (!BarrierTryWait(barrier, parity)) {
   }
 }
-// The same, and what other blocks of the cluster wrote before they arrived is visible afterwards.
-__device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(SharedAddress(barrier)), "r"(parity)
-        : "memory");
-  } while (done == 0);
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  BarrierWait(SharedAddress(barrier), parity);
 }
-
+// For a warp that has nothing else to do: looks seldom, so that it does not take issue slots from
+// the warps that compute.
+__device__ __forceinline__ void BarrierWaitIdle(uint64_t* barrier, uint32_t parity) {
+  while (!BarrierTryWait(barrier, parity)) __nanosleep(32);
+}
 // Position in a ring of kStages buffers: buffer index and the parity of its barriers. A consumer
 // starts at {}, and waits for the full barrier's `parity`; a producer waits for the empty barrier's
 // `parity ^ 1`.

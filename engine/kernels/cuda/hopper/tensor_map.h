@@ -17,6 +17,9 @@ struct TensorMapShape {
   uint64_t extents[5] = {};
   uint64_t strides_bytes[4] = {};  // of dimensions 1 .. rank - 1; multiples of 16
   uint32_t box[5] = {};            // box[0] is 64; each at most 256
+  // Read ahead into L2 beyond a box's 128-byte rows: pays where the next box takes the neighbours
+  // soon, costs bandwidth where rows are longer than 128 bytes and memory is the limit.
+  bool promote_256_bytes = true;
 };
 
 // cudaErrorInvalidValue when the shape cannot be described, cudaErrorNotSupported when the driver

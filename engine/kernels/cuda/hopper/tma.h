@@ -14,7 +14,6 @@ namespace hyserve::kernels::cuda::hopper {
 // L2 cache policies of a copy.
 inline constexpr uint64_t kEvictFirst = 0x12F0000000000000;
 inline constexpr uint64_t kEvictNormal = 0x1000000000000000;
-inline constexpr uint64_t kEvictLast = 0x14F0000000000000;
 
 // The map must be a __grid_constant__ kernel parameter or lie in global memory.
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {

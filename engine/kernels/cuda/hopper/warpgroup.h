@@ -27,27 +27,6 @@ __device__ __forceinline__ void NamedBarrierArrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Index of this block in its cluster (clusters of one dimension).
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// All threads of all blocks of the cluster.
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// Stores to the variable of the same name in block cta_rank of this cluster.
-__device__ __forceinline__ void StoreCluster(int32_t* shared, int32_t value, uint32_t cta_rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "st.shared::cluster.s32 [remote], %2;\n}\n" ::"r"(
-          static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "r"(cta_rank), "r"(value)
-      : "memory");
-}
-
 // True in one thread of the calling (converged) warp.
 __device__ __forceinline__ bool ElectOne() {
   uint32_t elected;
