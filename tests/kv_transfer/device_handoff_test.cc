@@ -46,6 +46,7 @@ struct Peers {
   std::string policy = "auto";
   size_t message_bytes = 0;
   size_t staging_bytes = size_t{128} << 20;
+  size_t slab_bytes = kSlabBytes;  // there is one slab: none for transfers at the same time
 };
 
 struct Waiting {
@@ -64,7 +65,7 @@ class DeviceHandoffTest : public testing::Test {
   void Start(const Peers& peers, const ImporterOptions& importer_options = {}) {
     peer_ = std::make_unique<PeerProcess>(std::vector<std::string>{
         HYSERVE_BINARY_DIR "/bin/handoff_peer", "exporter", std::to_string(kLayers),
-        std::to_string(kHeadDim), std::to_string(kSlabBytes), std::to_string(kNumBlocks),
+        std::to_string(kHeadDim), std::to_string(peers.slab_bytes), std::to_string(kNumBlocks),
         std::to_string(peers.message_bytes), peers.exporter_device, peers.policy,
         std::to_string(peers.staging_bytes)});
     std::istringstream in(peer_->Line());
@@ -77,8 +78,8 @@ class DeviceHandoffTest : public testing::Test {
     options.device_path = PolicyOf(peers.policy);
     options.message_bytes = peers.message_bytes;
     options.staging_bytes = peers.staging_bytes;
-    pool_ = std::make_unique<HandoffPool>(TestLayout(kLayers, kHeadDim, kSlabBytes), kNumBlocks, 1,
-                                          options.device);
+    pool_ = std::make_unique<HandoffPool>(TestLayout(kLayers, kHeadDim, peers.slab_bytes),
+                                          kNumBlocks, 1, options.device);
     auto transport = CreateUcxTransport(options);
     ASSERT_TRUE(transport.ok()) << transport.status();
     transport_ = *std::move(transport);
@@ -89,7 +90,8 @@ class DeviceHandoffTest : public testing::Test {
   absl::Status Pull(uint64_t seed, int64_t tokens, const std::vector<int32_t>& blocks,
                     Waiting& pull) {
     return importer_->Pull({.id = TestId(seed), .epoch = 1, .source = address_,
-                            .num_tokens = tokens, .blocks = blocks, .slab = 0},
+                            .num_tokens = tokens, .blocks = blocks,
+                            .slab = pool_->layout().slab_bytes > 0 ? 0 : -1},
                            pull.Callback());
   }
   void Offer(uint64_t seed, int64_t tokens, int32_t first, bool all = true) {
@@ -183,7 +185,8 @@ TEST_F(DeviceHandoffTest, HostToDevice) {
 
 TEST_F(DeviceHandoffTest, LittleStagingMemoryIsWaitedFor) {
   // Room for two messages, four of each transfer in flight, and several transfers.
-  Start({.policy = "staged", .message_bytes = 65536, .staging_bytes = 2 * 65536});
+  Start({.policy = "staged", .message_bytes = 65536, .staging_bytes = 2 * 65536,
+         .slab_bytes = 0});
   constexpr int kTransfers = 4;
   constexpr int64_t kShort = 200 * 64;
   std::vector<Waiting> pulls(kTransfers);
@@ -196,7 +199,6 @@ TEST_F(DeviceHandoffTest, LittleStagingMemoryIsWaitedFor) {
     Waiting& pull = pulls[static_cast<size_t>(i)];
     pull.done.WaitForNotification();
     ASSERT_TRUE(pull.result.status.ok()) << pull.result.status;
-    // The slab belongs to the last one that wrote it.
     EXPECT_TRUE(pool_->Holds(static_cast<uint64_t>(i) + 1, Blocks(kShort, 200 * i), -1));
   }
   ExpectAllBy(DataPath::kStaged);

@@ -292,7 +292,7 @@ void CheckLarge() {
   CheckCase("256 sequences", kGqa, many, true);
 }
 
-// ---- Timing --------------------------------------------------------------------------------------
+// ---- Timing -------------------------------------------------------------------------------------
 
 double Microseconds(int steps, const std::function<void(int)>& body) {
   constexpr int kRuns = 11;

@@ -102,12 +102,13 @@ struct Shape {
   int dim = 0;
   int v_dim = 0;
   std::string Name() const {
-    return std::to_string(heads) + "/" + std::to_string(kv_heads) + " " + std::to_string(dim) + "/" +
-           std::to_string(v_dim);
+    return std::to_string(heads) + "/" + std::to_string(kv_heads) + " " + std::to_string(dim) +
+           "/" + std::to_string(v_dim);
   }
 };
 
-// `copies`: sets of pages of the same content layout, so that repeated runs need not find pages in L2.
+// `copies`: sets of pages of the same content layout, so that repeated runs need not find pages in
+// L2.
 class DecodeCase {
  public:
   DecodeCase(const Shape& shape, std::vector<Sequence> sequences, int selected, int copies = 1,
@@ -275,10 +276,10 @@ class DecodeCase {
   DeviceArray<float> scores_;
 };
 
-// ---- Reference -----------------------------------------------------------------------------------
+// ---- Reference ----------------------------------------------------------------------------------
 
-// One block per (row, head); logits: [rows, heads, stride * 64] scratch; out in double, block maxima
-// of scale q . k and LSE.
+// One block per (row, head); logits: [rows, heads, stride * 64] scratch; sums in double: out, block
+// maxima of scale q . k and LSE.
 static __global__ void ReferenceKernel(SplitAttentionArgs args, int first_row, float* logits,
                                        int64_t logit_stride, float* out, float* block_max,
                                        float* lse) {

@@ -37,18 +37,20 @@ def measure(heads, kv_heads, dim, v_dim, batch, context):
             times.append(begin.elapsed_time(end) * 1000 / steps)
     us = statistics.median(times[2:])
     name = f"{heads}/{kv_heads} {dim}/{v_dim}"
-    print(f"{name:16s} b{batch:<3d} {context:8d} cudnn      {us:8.1f} us  {nbytes / us / 1000:6.0f} GB/s",
-          flush=True)
+    print(f"{name:16s} b{batch:<3d} {context:8d} cudnn      {us:8.1f} us  "
+          f"{nbytes / us / 1000:6.0f} GB/s", flush=True)
 
 
 def main():
     print(torch.__version__, torch.backends.cudnn.version(), torch.cuda.get_device_name())
-    for batch, context in [(8, 131072), (1, 32768), (32, 8192), (1, 131072), (1, 1048576), (256, 1024)]:
+    for batch, context in [(8, 131072), (1, 32768), (32, 8192), (1, 131072), (1, 1048576),
+                           (256, 1024)]:
         for shape in [(32, 8, 128, 128), (64, 4, 192, 128), (64, 1, 256, 256)]:
             try:
                 measure(*shape, batch, context)
             except Exception as error:  # a shape that the backend does not take
-                print(shape, batch, context, "refused:", str(error).splitlines()[0][:90], flush=True)
+                print(shape, batch, context, "refused:", str(error).splitlines()[0][:90],
+                      flush=True)
             torch.cuda.empty_cache()
 
 

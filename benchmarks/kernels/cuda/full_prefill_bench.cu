@@ -10,8 +10,8 @@
 #include <iterator>
 #include <vector>
 
-#include "benchmarks/kernels/cuda/prefill_case.h"
-#include "benchmarks/kernels/cuda/prefill_reference.h"
+#include "benchmarks/kernels/cuda/full_prefill_case.cuh"
+#include "benchmarks/kernels/cuda/full_prefill_reference.cuh"
 #include "engine/kernels/cuda/full_attention_prefill_kernel.h"
 
 namespace hyserve::benchmarks {

@@ -5,7 +5,7 @@ In turns and in random order, because a GPU at its power limit slows down over s
 runs each of them once, and the ratios are medians over the rounds.
 
 Usage: python3 full_prefill_peers.py LIBRARY [tokens ...]
-LIBRARY is full_prefill_bench built as a shared library.
+LIBRARY is full_prefill_bench as a shared library: target cuda_full_prefill_peer.
 """
 
 import ctypes

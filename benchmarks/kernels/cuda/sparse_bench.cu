@@ -207,8 +207,8 @@ void TimeDecode(const SparseShape& shape, int batch, double copy_rate, JsonRows&
     const double us = time(false);
     const double warm_us = time(true);
     const char* name = kernel == DecodeKernel::kCluster ? "cluster" : "stream";
-    std::printf("decode  %-13s batch %3d %-7s %8.2f us (%.2f in L2) %5.0f GB/s, %.2fx of the bytes' "
-                "time\n",
+    std::printf("decode  %-13s batch %3d %-7s %8.2f us (%.2f in L2) %5.0f GB/s, %.2fx of the "
+                "bytes' time\n",
                 shape.Name().c_str(), batch, name, us, warm_us, bytes / us / 1e3,
                 us * 1e-6 * copy_rate / bytes);
     std::fflush(stdout);
@@ -259,7 +259,8 @@ int main(int argc, char** argv) {
   } else if (mode == "time" || mode == "prefill" || mode == "decode") {
     TimeAll(mode, json);
   } else {
-    std::printf("usage: sparse_bench check | tiny | time | prefill | decode [--json FILE --commit ID]\n");
+    std::printf("usage: sparse_bench check | tiny | time | prefill | decode "
+                "[--json FILE --commit ID]\n");
     return 64;
   }
   return g_failures == 0 ? 0 : 1;

@@ -1,5 +1,5 @@
-// A random step for WindowSparseAttention's kernels and a plain reference of it. Everything that no row
-// may read is NaN.
+// A random step for WindowSparseAttention's kernels and a plain reference of it. Everything that no
+// row may read is NaN.
 #ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_SPARSE_CASE_CUH_
 #define HYSERVE_BENCHMARKS_KERNELS_CUDA_SPARSE_CASE_CUH_
 
@@ -18,8 +18,8 @@ using hyserve::bench::Download;
 struct SparseShape {
   int heads, kv_heads, dim, v_dim, window, selected;
   std::string Name() const {
-    return std::to_string(heads) + "/" + std::to_string(kv_heads) + " " + std::to_string(dim) + "/" +
-           std::to_string(v_dim);
+    return std::to_string(heads) + "/" + std::to_string(kv_heads) + " " + std::to_string(dim) +
+           "/" + std::to_string(v_dim);
   }
 };
 
@@ -30,8 +30,8 @@ struct SparseRows {
 
 enum class GateKind { kNone, kHead, kElement };
 
-// kNeighbours: twelve of sixteen blocks are the last token's (one changes every fourth token), four come
-// from 32 that 64 tokens share. kSame: 64 tokens select the same. kUniform: all random.
+// kNeighbours: twelve of sixteen blocks are the last token's (one changes every fourth token), four
+// come from 32 that 64 tokens share. kSame: 64 tokens select the same. kUniform: all random.
 enum class Pattern { kNeighbours, kSame, kUniform };
 
 struct SparseOptions {
@@ -59,8 +59,8 @@ __global__ void PoisonSlots(uint16_t* data, const int* valid, int64_t slice_stri
 }
 
 // Where the i-th key of a branch of a row lies; false: not visible.
-__device__ inline bool FindKey(const WindowSparseArgs& args, int row, int kv_head, bool sparse, int i,
-                               const uint16_t** k, const uint16_t** v) {
+__device__ inline bool FindKey(const WindowSparseArgs& args, int row, int kv_head, bool sparse,
+                               int i, const uint16_t** k, const uint16_t** v) {
   const int seq = args.row_seq[row];
   const int position = args.positions[row];
   if (!sparse) {

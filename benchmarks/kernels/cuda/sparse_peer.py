@@ -1,10 +1,11 @@
-"""Peers of sparse_bench: cuDNN's causal attention (the full layer that a sparse one replaces) and fla's
-Triton kernel for selected blocks (flash-linear-attention, `fla.ops.nsa`), when it can be imported.
+"""Peers of sparse_bench: cuDNN's causal attention (the full layer that a sparse one replaces) and
+the Triton kernel for selected blocks of flash-linear-attention (`fla.ops.nsa`), when it can be
+imported.
 
   python3 sparse_peer.py [--json FILE]
 
-The Triton kernel is timed without its window branch, which needs another package, and with selections
-that 64 neighbouring tokens share; it wants groups of at least 16 heads.
+The Triton kernel is timed without its window branch, which needs another package, and with
+selections that 64 neighbouring tokens share; it wants groups of at least 16 heads.
 """
 
 import argparse

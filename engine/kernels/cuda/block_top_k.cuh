@@ -1,8 +1,8 @@
 // The k largest of a row of scores by one block: by (score descending, index ascending), written in
 // ascending order of the index.
 //
-// The k-th largest key is found by its bits, one count of the block per bit; counts are integers, so
-// the result does not depend on the order of threads.
+// The k-th largest key is found by its bits, one count of the block per bit; counts are integers,
+// so the result does not depend on the order of threads.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_BLOCK_TOP_K_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_BLOCK_TOP_K_CUH_
 
@@ -12,7 +12,8 @@ namespace hyserve::kernels::cuda {
 
 inline constexpr int kMostSelected = 64;
 
-// Order of floats as order of integers; every float's key is larger than 0, which pads. -0 equals +0.
+// Order of floats as order of integers; every float's key is larger than 0, which pads. -0 equals
+// +0.
 __device__ __forceinline__ uint32_t OrderedKey(float score) {
   const uint32_t bits = __float_as_uint(score + 0.0f);
   return (bits & 0x80000000) != 0 ? ~bits : bits | 0x80000000;

@@ -64,8 +64,8 @@ struct Shared {
   uint64_t tile_empty;
 };
 
-// The block's shared memory: operands from a multiple of 1,024 bytes on, then the barriers. Pointers
-// for what few instructions use, addresses for the inner loop.
+// The block's shared memory: operands from a multiple of 1,024 bytes on, then the barriers.
+// Pointers for what few instructions use, the address for the inner loop.
 template <typename T>
 struct Buffers {
   static constexpr int kKOffset = T::kQBytes;

@@ -1,6 +1,6 @@
-// Merging the partial results of a query row's splits. The order of every sum is fixed by the number
-// of the split alone: split i belongs to group i mod 8, groups add up in ascending order of i, and
-// the sums of the groups in ascending order; so whoever merges gives the same bits.
+// Merging the partial results of a query row's splits. The order of every sum is fixed by the
+// number of the split alone: split i belongs to group i mod 8, groups add up in ascending order of
+// i, and the sums of the groups in ascending order; so whoever merges gives the same bits.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_MERGE_SPLITS_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_MERGE_SPLITS_CUH_
 
@@ -44,7 +44,8 @@ struct MergedState {
   __device__ float LogSumExp(float scale) const { return m * scale + log2f(l) * kLn2; }
 };
 
-// By one warp: lane i gets the state of row first_row + i % 4 (of the last row where that is beyond).
+// By one warp: lane i gets the state of row first_row + i % 4 (of the last row where that is
+// beyond).
 __device__ inline MergedState MergeStates(const PartialRows& partial, int first_row) {
   const int lane = threadIdx.x % 32;
   const int group = lane / kRowsPerWarp;

@@ -1,5 +1,5 @@
-// The second kernel of split attention (split_attention.h): merges the splits of every query row into
-// out, and scores and selects blocks from the block maxima.
+// The second kernel of split attention (split_attention.h): merges the splits of every query row
+// into out, and scores and selects blocks from the block maxima.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_SELECT_BLOCKS_DECODE_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_SELECT_BLOCKS_DECODE_H_
 

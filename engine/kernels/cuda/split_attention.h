@@ -61,8 +61,8 @@ struct SplitAttentionArgs {
   const int32_t* page_table = nullptr;
   int page_table_stride = 0;
 
-  // Sequences [first_sequence, first_sequence + num_sequences), of which those with at most row_limit
-  // rows, and of each its rows [window_begin, window_begin + window_rows).
+  // Sequences [first_sequence, first_sequence + num_sequences), of which those with at most
+  // row_limit rows, and of each its rows [window_begin, window_begin + window_rows).
   int first_sequence = 0;
   int num_sequences = 0;  // <= kMaxSplitSequences
   int row_limit = 0;

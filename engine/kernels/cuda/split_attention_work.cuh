@@ -1,5 +1,5 @@
-// The work list of a split-attention kernel, made by every block for itself from the batch's arrays:
-// items in a fixed order, of which each block takes a contiguous range of about equal cost.
+// The work list of a split-attention kernel, made by every block for itself from the batch's
+// arrays: items in a fixed order, of which each block takes a contiguous range of about equal cost.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_SPLIT_ATTENTION_WORK_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_SPLIT_ATTENTION_WORK_CUH_
 

@@ -63,8 +63,8 @@ __device__ __forceinline__ float GateValue(const SparseGate& gate, int64_t row, 
   return Sigmoid(Bf16(gate.data[row * gate.stride + column]));
 }
 
-// What the unnormalised output must be multiplied with. In the log2 domain: max, the running maximum
-// (-inf: no key), and sink (-inf: none); sum: the sum of exp2(logit - max).
+// What the unnormalised output must be multiplied with. In the log2 domain: max, the running
+// maximum (-inf: no key), and sink (-inf: none); sum: the sum of exp2(logit - max).
 __device__ __forceinline__ float SoftmaxFactor(float max, float sum, float sink) {
   const float top = fmaxf(max, sink);
   if (top == -INFINITY) return 0.0f;

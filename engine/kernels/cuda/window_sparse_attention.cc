@@ -1,5 +1,5 @@
-// Chooses the kernels of WindowSparseAttention: sequences with few rows in the step go to the decode
-// kernel, others to the prefill kernel, shapes that these cannot do to the generic one.
+// Chooses the kernels of WindowSparseAttention: sequences with few rows in the step go to the
+// decode kernels, others to the prefill kernel, shapes that these cannot do to the generic one.
 #include <algorithm>
 #include <cstdint>
 
@@ -115,8 +115,9 @@ absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttenti
       LaunchWindowSparsePrefill(args, decode_rows, num_tiles, device.num_sms(), device.stream()),
       "window and sparse attention, prefill kernel");
   if (!status.ok()) return status;
-  return tensor::CudaStatus(LaunchWindowSparseDecode(args, short_rows, DecodeKernel::kAuto, device.stream()),
-                            "window and sparse attention, decode kernel");
+  return tensor::CudaStatus(
+      LaunchWindowSparseDecode(args, short_rows, DecodeKernel::kAuto, device.stream()),
+      "window and sparse attention, decode kernel");
 }
 
 }  // namespace hyserve::kernels::cuda

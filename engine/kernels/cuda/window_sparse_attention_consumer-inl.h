@@ -1,5 +1,5 @@
-// A consumer warpgroup of the prefill kernel: 64 rows (token, head) of the tile against every block that
-// one of its tokens wants.
+// A consumer warpgroup of the prefill kernel: 64 rows (token, head) of the tile against every block
+// that one of its tokens wants.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_CONSUMER_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_CONSUMER_INL_H_
 
@@ -209,8 +209,8 @@ class Consumer {
                                        (lane_ & 3) * 2);
   }
 
-  // What the ends of the branches need of memory, long before them: sinks and gates per head (bits of
-  // bf16), as they are, so that nothing waits for them here.
+  // What the ends of the branches need of memory, long before them: sinks and gates per head (bits
+  // of bf16), as they are, so that nothing waits for them here.
   __device__ __forceinline__ void LoadEnds(const StageInfo& info, const int (&token)[2],
                                            const int (&head)[2]) {
 #pragma unroll

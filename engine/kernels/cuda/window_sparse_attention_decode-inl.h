@@ -1,8 +1,8 @@
-// What the two decode kernels of WindowSparseAttention share: a part (one selected block, or 64 keys of
-// the window) of one row and kv head, worked on by four warps with the heads of the group as the rows of
-// an mma; and the merge of parts. Part p belongs to chain p % kChains; the parts of a chain are merged in
-// ascending order, then the chains. Both kernels compute every part and every merge with the same
-// operations in this order, so they give the same bits.
+// What the two decode kernels of WindowSparseAttention share: a part (one selected block, or 64
+// keys of the window) of one row and kv head, worked on by four warps with the heads of the group
+// as the rows of an mma; and the merge of parts. Part p belongs to chain p % kChains; the parts of
+// a chain are merged in ascending order, then the chains. Both kernels compute every part and every
+// merge with the same operations in this order, so they give the same bits.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_DECODE_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_DECODE_INL_H_
 
@@ -53,8 +53,8 @@ __device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Address of 16-byte chunk `chunk` of row `row`: chunks of a row are permuted within each eight so that
-// the eight rows of a matrix load lie in different banks.
+// Address of 16-byte chunk `chunk` of row `row`: chunks of a row are permuted within each eight so
+// that the eight rows of a matrix load lie in different banks.
 template <int kCols>
 __device__ __forceinline__ uint32_t ChunkAddress(uint32_t base, int row, int chunk) {
   return base + (row * (kCols / 8) + (chunk ^ (row & 7))) * 16;
@@ -136,11 +136,12 @@ __device__ __forceinline__ PartPlace FindPart(const WindowSparseArgs& args, cons
 }
 
 // Starts the copies of a part's K (kIsKey) or V rows: thread `thread` of kPartThreads copies chunk
-// thread % 8 and every eighth after it of row thread / 8 and every sixteenth after it. Slots that are not
-// visible become zero.
+// thread % 8 and every eighth after it of row thread / 8 and every sixteenth after it. Slots that
+// are not visible become zero.
 template <int kCols, bool kIsKey>
-__device__ __forceinline__ void CopyRows(const WindowSparseArgs& args, const DecodeRow& at, int part,
-                                         const PartPlace& place, uint16_t* to, int thread) {
+__device__ __forceinline__ void CopyRows(const WindowSparseArgs& args, const DecodeRow& at,
+                                         int part, const PartPlace& place, uint16_t* to,
+                                         int thread) {
   const int first_row = thread / 8;
   const int chunk = thread % 8;
   const uint32_t target =
@@ -257,8 +258,8 @@ __device__ __forceinline__ void MergePart(PartResult<kVDim>& total, const PartRe
   }
 }
 
-// Logits and probabilities of this warp's 16 keys, to `exchange`. The keys must have arrived; then a
-// barrier of the part's warps, then PartValues.
+// Logits and probabilities of this warp's 16 keys, to `exchange`. The keys must have arrived; then
+// a barrier of the part's warps, then PartValues.
 template <int kDim>
 __device__ __forceinline__ void PartLogits(const uint16_t* keys, const uint16_t* queries,
                                            const PartPlace& place, float factor,

@@ -1,9 +1,9 @@
-// WindowSparseAttention of sequences with few rows in the step. The keys of a row and kv head are cut
-// into parts of 64: the selected blocks, then the window. Two kernels:
-//   cluster: the parts lie over a cluster of thread blocks, one part to four warps; results go to the
-//            blocks that own the outputs through distributed shared memory. For small steps.
-//   stream:  one thread block walks over all parts, one chain of them to four warps. For larger steps,
-//            and for more parts than a cluster takes.
+// WindowSparseAttention of sequences with few rows in the step. The keys of a row and kv head are
+// cut into parts of 64: the selected blocks, then the window. Two kernels:
+//   cluster: the parts lie over a cluster of thread blocks, one part to four warps; results go
+//            through distributed shared memory to the blocks that own the outputs. Small steps.
+//   stream:  one thread block walks over all parts, one chain of them to four warps. Larger steps,
+//            few parts, and more parts than a cluster takes.
 // They give the same bits, so which of them runs may depend on the step.
 #include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
@@ -17,8 +17,9 @@ constexpr int kMaxParts = 128;     // of the stream kernel
 constexpr int kClusterParts = 18;  // 16 blocks and a window of 128
 constexpr int kRanks = kClusterParts / kChains;
 constexpr int kThreads = kChains * kPartThreads;
-// Rows times kv heads up to which the cluster kernel is the faster one.
+// Rows times kv heads up to which, and parts from which on, the cluster kernel is the faster one.
 constexpr int kClusterWork = 32;
+constexpr int kClusterLeastParts = 6;
 
 __device__ __forceinline__ uint16_t RoundBf16(float value) {
   const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
@@ -32,8 +33,9 @@ struct OutputFactors {
   float window_gate;
   float sparse_gate;
 };
-__device__ __forceinline__ uint16_t Output(const WindowSparseArgs& args, const OutputFactors& factors,
-                                           float window, float sparse) {
+__device__ __forceinline__ uint16_t Output(const WindowSparseArgs& args,
+                                           const OutputFactors& factors, float window,
+                                           float sparse) {
   float value = __fmul_rn(__fmul_rn(window, factors.window), factors.window_gate);
   if (args.selection != nullptr) {
     value = __fmaf_rn(__fmul_rn(sparse, factors.sparse), factors.sparse_gate, value);
@@ -41,7 +43,8 @@ __device__ __forceinline__ uint16_t Output(const WindowSparseArgs& args, const O
   return RoundBf16(value);
 }
 
-// ---- Stream --------------------------------------------------------------------------------------
+// ---- Stream
+// --------------------------------------------------------------------------------------
 
 template <int kDim, int kVDim>
 struct StreamShared {
@@ -163,10 +166,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// ---- Cluster -------------------------------------------------------------------------------------
+// ---- Cluster
+// -------------------------------------------------------------------------------------
 
-// Rank r computes parts kChains * r and on, and sends each result to the ranks that own its outputs:
-// rank r owns outputs [r * share, (r + 1) * share) of the group's heads * kVDim.
+// Rank r computes parts kChains * r and on, and sends each result to the ranks that own its
+// outputs: rank r owns outputs [r * share, (r + 1) * share) of the group's heads * kVDim.
 struct ClusterPlan {
   int group = 0;
   int share = 0;
@@ -205,8 +209,8 @@ struct ClusterShared {
   float factors[2][kHeads];  // of the softmaxes
 };
 
-// The weights of every merge of one head and branch, and its softmax factor. A part of the other branch
-// counts as one without keys: that changes no bit.
+// The weights of every merge of one head and branch, and its softmax factor. A part of the other
+// branch counts as one without keys: that changes no bit.
 template <typename Shared>
 __device__ __forceinline__ void PlanMerges(const WindowSparseArgs& args, Shared& shared, int local,
                                            int head, int branch) {
@@ -352,7 +356,8 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
       Output(args, factors, merged.x, merged.y);
 }
 
-// ---- Launch --------------------------------------------------------------------------------------
+// ---- Launch
+// --------------------------------------------------------------------------------------
 
 template <int kDim, int kVDim>
 cudaError_t LaunchStream(const WindowSparseArgs& args, int rows_per_seq, cudaStream_t stream) {
@@ -409,7 +414,9 @@ cudaError_t LaunchWindowSparseDecode(const WindowSparseArgs& args, int rows_per_
   const int64_t work = int64_t{args.num_seqs} * rows_per_seq * args.num_kv_heads;
   const bool cluster_fits = NumParts(args) <= kClusterParts;
   if (kernel == DecodeKernel::kAuto) {
-    kernel = cluster_fits && work <= kClusterWork ? DecodeKernel::kCluster : DecodeKernel::kStream;
+    const bool cluster =
+        cluster_fits && work <= kClusterWork && NumParts(args) >= kClusterLeastParts;
+    kernel = cluster ? DecodeKernel::kCluster : DecodeKernel::kStream;
   }
   if (kernel == DecodeKernel::kCluster) {
     if (!cluster_fits) return cudaErrorInvalidValue;

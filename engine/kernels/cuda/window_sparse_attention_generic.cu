@@ -1,8 +1,8 @@
 // WindowSparseAttention for any shape: one thread block per row and head, CUDA cores, f32 softmax.
 //
-// Keys are walked in blocks of 64 positions on a grid from position 0 in both branches (the order of
-// the other kernels and of the CPU), so a row's arithmetic depends on its position and its selection
-// alone.
+// Keys are walked in blocks of 64 positions on a grid from position 0 in both branches (the order
+// of the other kernels and of the CPU), so a row's arithmetic depends on its position and its
+// selection alone.
 #include "engine/kernels/cuda/window_sparse_attention-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 
@@ -29,7 +29,8 @@ struct Branch {
   float out[kValuesPerThread] = {};
 };
 
-// Attends to slots [lo, hi) of shared.keys, which the caller's threads have filled (not yet synced).
+// Attends to slots [lo, hi) of shared.keys, which the caller's threads have filled (not yet
+// synced).
 __device__ void AttendBlock(const WindowSparseArgs& args, Shared& shared, int lo, int hi,
                             Branch& branch) {
   const int warp = threadIdx.x / 32;

@@ -1,5 +1,6 @@
-// The three kernels of WindowSparseAttention and what they are given. Plain C++ and CUDA runtime types
-// only, so that the .cu files compile alone. bf16 tensors are passed as uint16_t. Formulas: ops.h.
+// The kernels of WindowSparseAttention and what they are given. Plain C++ and CUDA runtime
+// types only, so that the .cu files compile alone. bf16 tensors are passed as uint16_t. Formulas:
+// ops.h.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_LAUNCH_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_LAUNCH_H_
 
@@ -76,8 +77,8 @@ cudaError_t LaunchWindowSparseGeneric(const WindowSparseArgs& args, cudaStream_t
 bool WindowSparseDecodeSupports(const WindowSparseArgs& args);
 // Both decode kernels give the same bits. kCluster: up to 16 selected blocks and a window of 128.
 enum class DecodeKernel { kAuto, kCluster, kStream };
-// Rows of the sequences with at most kSparseDecodeRows rows. rows_per_seq: the largest number of rows
-// among those sequences.
+// Rows of the sequences with at most kSparseDecodeRows rows. rows_per_seq: the largest number of
+// rows among those sequences.
 cudaError_t LaunchWindowSparseDecode(const WindowSparseArgs& args, int rows_per_seq,
                                      DecodeKernel kernel, cudaStream_t stream);
 

@@ -1,5 +1,6 @@
-// The planner warp of the prefill kernel: finds the tiles and merges the tokens' selections on the fly,
-// one token a lane. It runs ahead of the producer, so that no copy waits for an index in memory.
+// The planner warp of the prefill kernel: finds the tiles and merges the tokens' selections on the
+// fly, one token a lane. It runs ahead of the producer, so that no copy waits for an index in
+// memory.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PLANNER_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PLANNER_INL_H_
 

@@ -1,9 +1,9 @@
 // What planner, producer and consumers of the prefill kernel of WindowSparseAttention share.
 //
 // A tile is a few consecutive tokens of one sequence and one kv head; its rows are (token, head of
-// the group), 64 for each of the two consumer warpgroups. Keys come in blocks of 64: first the blocks
-// of the window (a grid from position 0), then the union of the blocks that the tile's tokens selected,
-// in ascending order. Each stage says which tokens want it.
+// the group), 64 for each of the two consumer warpgroups. Keys come in blocks of 64: first the
+// blocks of the window (a grid from position 0), then the union of the blocks that the tile's
+// tokens selected, in ascending order. Each stage says which tokens want it.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PREFILL_INL_H_
 
@@ -85,8 +85,8 @@ struct PrefillShared {
   uint64_t q_empty;
 };
 
-// How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim], step
-// rows [rows][kv heads * dim].
+// How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim],
+// step rows [rows][kv heads * dim].
 struct PrefillMaps {
   CUtensorMap q;
   CUtensorMap page_k;

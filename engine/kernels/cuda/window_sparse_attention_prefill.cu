@@ -1,10 +1,10 @@
-// WindowSparseAttention of sequences with many rows in the step: a persistent kernel; a thread block is a
-// planner warp, a producer warp and two consumer warpgroups.
+// WindowSparseAttention of sequences with many rows in the step: a persistent kernel; a thread
+// block is a planner warp, a producer warp and two consumer warpgroups.
 //
 // Neighbouring tokens select much the same blocks, so a tile of tokens streams the union of their
-// blocks once through shared memory, and masks decide which rows attend to a block. A consumer none of
-// whose tokens wants a block skips it. A block that a row does not attend to changes nothing in the
-// row, not even a bit, so a row's result depends on its position and its selection alone.
+// blocks once through shared memory, and masks decide which rows attend to a block. A consumer none
+// of whose tokens wants a block skips it. A block that a row does not attend to changes nothing in
+// the row, not even a bit, so a row's result depends on its position and its selection alone.
 #include "engine/kernels/cuda/hopper/tensor_map.h"
 #include "engine/kernels/cuda/hopper/warpgroup.h"
 #include "engine/kernels/cuda/window_sparse_attention_consumer-inl.h"

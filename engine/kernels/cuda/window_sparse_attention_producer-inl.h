@@ -1,5 +1,5 @@
-// The producer warp of the prefill kernel: starts the copies that the planner asks for, all from one lane
-// (lanes with different operands would have to take turns).
+// The producer warp of the prefill kernel: starts the copies that the planner asks for, all from
+// one lane (lanes with different operands would have to take turns).
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PRODUCER_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PRODUCER_INL_H_
 
@@ -109,7 +109,8 @@ class Producer {
     });
   }
 
-  // Fills the stage with ordinary copies, zeros where there is no key; the layout of the copy engine.
+  // Fills the stage with ordinary copies, zeros where there is no key; the layout of the copy
+  // engine.
   template <typename FindKey>
   __device__ void CopyByHand(const FindKey& find) {
     auto& stage = shared_.stages[ring_.stage];

@@ -17,15 +17,18 @@ TEST(TimerQueue, RunsInTheOrderOfTime) {
   std::vector<int> order;
   absl::Notification done;
   TimerQueue timers;  // last: its end waits for the functions, which use the rest
-  const absl::Time start = absl::Now() + absl::Milliseconds(20);
   const auto note = [&](int i) {
     absl::MutexLock lock(&mutex);
     order.push_back(i);
     if (order.size() == 3) done.Notify();
   };
-  timers.Schedule(start + absl::Milliseconds(2), [&] { note(3); });
-  timers.Schedule(start, [&] { note(1); });
-  timers.Schedule(start + absl::Milliseconds(1), [&] { note(2); });
+  // On the queue's own thread, so that all three are there before one runs.
+  timers.ScheduleAfter(absl::ZeroDuration(), [&] {
+    const absl::Time start = absl::Now();
+    timers.Schedule(start + absl::Milliseconds(2), [&] { note(3); });
+    timers.Schedule(start, [&] { note(1); });
+    timers.Schedule(start + absl::Milliseconds(1), [&] { note(2); });
+  });
   done.WaitForNotification();
   EXPECT_EQ(order, (std::vector<int>{1, 2, 3}));
 }
@@ -35,10 +38,12 @@ TEST(TimerQueue, ACancelledCallDoesNotRun) {
   {
     absl::Notification done;
     TimerQueue timers;
-    const TimerId id = timers.ScheduleAfter(absl::Milliseconds(5), [&] { ++ran; });
-    EXPECT_TRUE(timers.Cancel(id));
-    EXPECT_FALSE(timers.Cancel(id));
-    timers.ScheduleAfter(absl::Milliseconds(10), [&] { done.Notify(); });
+    timers.ScheduleAfter(absl::ZeroDuration(), [&] {  // likewise
+      const TimerId id = timers.ScheduleAfter(absl::Milliseconds(5), [&] { ++ran; });
+      EXPECT_TRUE(timers.Cancel(id));
+      EXPECT_FALSE(timers.Cancel(id));
+      timers.ScheduleAfter(absl::Milliseconds(10), [&] { done.Notify(); });
+    });
     done.WaitForNotification();
   }
   EXPECT_EQ(ran, 0);

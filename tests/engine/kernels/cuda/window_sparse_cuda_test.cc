@@ -1,5 +1,5 @@
-// The shapes that WindowSparseAttention's fast kernels take on a GPU (aligned rows): parity with the
-// formula, and rows that do not depend on their company.
+// The shapes that WindowSparseAttention's fast kernels take on a GPU (aligned rows): parity with
+// the formula, and rows that do not depend on their company.
 #include <gtest/gtest.h>
 
 #include <utility>
@@ -105,7 +105,8 @@ TEST_F(WindowSparseCuda, ARowHasTheSameBitsInEveryChunkAndBatchOfItsKernel) {
   const std::vector<float> together = Attend(world, {{0, 700, 6}}, variant, 3, rows_of(700, 6));
   std::vector<float> alone;
   for (int i = 0; i < 6; ++i) {
-    const std::vector<float> row = Attend(world, {{0, 700 + i, 1}}, variant, 4, rows_of(700 + i, 1));
+    const std::vector<float> row =
+        Attend(world, {{0, 700 + i, 1}}, variant, 4, rows_of(700 + i, 1));
     alone.insert(alone.end(), row.begin(), row.end());
   }
   EXPECT_TRUE(SameBits(together, alone));

@@ -1,7 +1,7 @@
 // A paged attention problem on the GPU for the prefill benchmark: random tensors, scrambled pages,
 // NaN wherever no row may look, and a plain f32 reference.
-#ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_CASE_H_
-#define HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_CASE_H_
+#ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_CASE_CUH_
+#define HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_CASE_CUH_
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -252,4 +252,4 @@ class PrefillCase {
 
 }  // namespace hyserve::benchmarks
 
-#endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_CASE_H_
+#endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_CASE_CUH_

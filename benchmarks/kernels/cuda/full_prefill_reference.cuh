@@ -1,7 +1,7 @@
 // Attention of sampled rows in f32, straight from the definition, and the comparison with a
 // kernel's results. For the prefill benchmark.
-#ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_REFERENCE_H_
-#define HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_REFERENCE_H_
+#ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_REFERENCE_CUH_
+#define HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_REFERENCE_CUH_
 
 #include <cuda_bf16.h>
 
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "benchmarks/kernels/cuda/prefill_case.h"
+#include "benchmarks/kernels/cuda/full_prefill_case.cuh"
 
 namespace hyserve::benchmarks {
 
@@ -213,4 +213,4 @@ class PrefillReference {
 
 }  // namespace hyserve::benchmarks
 
-#endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_PREFILL_REFERENCE_H_
+#endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_REFERENCE_CUH_
