@@ -3,7 +3,6 @@
 // "cuda:0" on a machine with a GPU, where both ways are tried.
 #include <signal.h>
 
-#include <algorithm>
 #include <numeric>
 #include <sstream>
 #include <string>
@@ -142,30 +141,6 @@ TEST_F(DeviceHandoffTest, EveryByteArrivesStaged) {
   Start({.policy = "staged"});
   for (uint64_t seed = 1; seed <= 4; ++seed) Transfer(seed, seed % 2 == 0 ? 2 : 1);
   ExpectAllBy(DataPath::kStaged);
-}
-
-// Both sides' blocks in an order of their own: messages are gathered and scattered, not cut.
-TEST_F(DeviceHandoffTest, ScatteredBlocksTravelInLargeMessages) {
-  for (const std::string policy : {"auto", "staged"}) {
-    Start({.policy = policy});
-    std::vector<int32_t> blocks = Blocks(kTokens, 0, 2);
-    std::reverse(blocks.begin(), blocks.end());
-    pool_->Poison(blocks, 0);
-    const std::vector<int32_t> between = Blocks(kTokens - 64, 1, 2);
-    pool_->Poison(between, -1);
-    Waiting pull;
-    ASSERT_TRUE(Pull(1, kTokens, blocks, pull).ok());
-    Offer(1, kTokens, 5);
-    pull.done.WaitForNotification();
-    ASSERT_TRUE(pull.result.status.ok()) << pull.result.status;
-    EXPECT_TRUE(pool_->Holds(1, blocks, 0));
-    EXPECT_TRUE(pool_->IsPoisoned(between, -1)) << "bytes fell between the blocks";
-    // 313 blocks: three messages a layer, and the slab.
-    EXPECT_EQ(importer_->stats().data_messages.value(), 3 * kLayers + 1);
-    ExpectAllBy(policy == "auto" ? kBest : DataPath::kStaged);
-    importer_.reset();
-    transport_.reset();
-  }
 }
 
 TEST_F(DeviceHandoffTest, DeviceToHost) {

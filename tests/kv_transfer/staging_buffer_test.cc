@@ -1,33 +1,26 @@
 #include "kv_transfer/ucx/staging_buffer.h"
 
-#include <map>
-#include <memory>
 #include <random>
 
 #include "gtest/gtest.h"
+#include "tests/kv_transfer/fake_device_memory.h"
 
 namespace hyserve::kv_transfer {
 namespace {
 
 constexpr size_t kCapacity = size_t{1} << 20;
 
-int g_allocations = 0;
-absl::StatusOr<std::shared_ptr<char>> AllocateMemory(size_t bytes) {
-  ++g_allocations;
-  return std::shared_ptr<char>(new char[bytes], std::default_delete<char[]>());
-}
-
 TEST(StagingBufferTest, AllocatesOnlyWhenFirstNeeded) {
-  const int before = g_allocations;
-  StagingBuffer buffer(kCapacity, AllocateMemory);
-  EXPECT_EQ(g_allocations, before);
+  FakeDeviceMemory device;
+  StagingBuffer buffer(&device, kCapacity);
+  EXPECT_EQ(device.pinned_bytes(), 0u);
   EXPECT_NE(*buffer.Take(1), nullptr);
-  EXPECT_NE(*buffer.Take(1), nullptr);
-  EXPECT_EQ(g_allocations, before + 1);
+  EXPECT_EQ(device.pinned_bytes(), kCapacity);
 }
 
 TEST(StagingBufferTest, FullMeansNullAndTooLargeIsAnError) {
-  StagingBuffer buffer(kCapacity, AllocateMemory);
+  FakeDeviceMemory device;
+  StagingBuffer buffer(&device, kCapacity);
   char* all = *buffer.Take(kCapacity);
   ASSERT_NE(all, nullptr);
   EXPECT_EQ(*buffer.Take(1), nullptr);
@@ -37,7 +30,8 @@ TEST(StagingBufferTest, FullMeansNullAndTooLargeIsAnError) {
 }
 
 TEST(StagingBufferTest, PartsNeverOverlapAndStayInside) {
-  StagingBuffer buffer(kCapacity, AllocateMemory);
+  FakeDeviceMemory device;
+  StagingBuffer buffer(&device, kCapacity);
   std::mt19937 random(3);
   char* const begin = *buffer.Take(1);
   std::map<char*, size_t> taken{{begin, 1}};

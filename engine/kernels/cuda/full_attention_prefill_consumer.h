@@ -53,9 +53,6 @@ class Consumer {
   }
 
  private:
-  // The next tile's queries may come as soon as this tile's have been read.
-  static constexpr bool kQueriesInRegisters = T::kQuerySteps == T::kHeadDim / 16;
-
   __device__ __forceinline__ void WaitTurn() {
     if constexpr (T::kSchedule != Schedule::kFree) {
       hopper::NamedBarrierSync(kTurnBarrier + group_, kConsumerThreads);
@@ -114,10 +111,6 @@ class Consumer {
     for (int i = 0; i < T::kOutRegisters; ++i) out[i] = 0.0f;
     Queries<T> queries;
     queries.Load(q_address_);
-    if constexpr (kQueriesInRegisters) {
-      __syncwarp();
-      Release(hopper::SharedAddress(&shared_.q_empty));
-    }
     // Tile 0, then every tile's scores beside the previous tile's P V.
     hopper::BarrierWait(k_full_ + 8 * ring_.stage, ring_.parity);
     hopper::WgmmaFence();
@@ -179,7 +172,7 @@ class Consumer {
       RescaleOut(out, alpha);
       if (!next_keys) hopper::BarrierWait(k_full_ + 8 * next.stage, next.parity);
     }
-    if constexpr (!kQueriesInRegisters) Release(hopper::SharedAddress(&shared_.q_empty));
+    Release(hopper::SharedAddress(&shared_.q_empty));
     WaitValues(ring_, num_tiles - 1, num_keys);
     hopper::FenceRegisters(probabilities);
     hopper::FenceRegisters(out);
