@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "benchmarks/kernels/cuda/sparse_case.cuh"
+#include "engine/kernels/cuda/window_sparse_attention_by_block.h"
 
 namespace hyserve::kernels::cuda::bench {
 namespace {
@@ -22,20 +23,60 @@ constexpr SparseShape kDemo = {8, 2, 64, 64, 128, 16};
 
 int g_failures = 0;
 int g_runs = 0;
+int g_by_block = 0;  // cases with rows of that class
 int g_num_sms = 132;
 
-int NumTiles(const SparseCase& test, int min_rows) {
+SparsePrefillWork Work(const SparseCase& test, int min_rows) {
   const int tokens = WindowSparsePrefillTileTokens(test.args());
-  int tiles = 0;
+  SparsePrefillWork work;
+  work.min_rows = min_rows;
   for (const SparseRows& rows : test.sequences()) {
-    if (rows.rows > min_rows) tiles += (rows.rows + tokens - 1) / tokens;
+    if (rows.rows <= min_rows) continue;
+    const int blocks = (rows.first + rows.rows + kSparseBlock - 1) / kSparseBlock;
+    work.num_rows += rows.rows;
+    work.num_tiles += (rows.rows + tokens - 1) / tokens;
+    work.num_blocks += blocks;
+    work.max_blocks = std::max(work.max_blocks, blocks);
   }
-  return tiles;
+  return work;
 }
 
+// Grows as needed; what was in it is lost.
+char* Workspace(size_t bytes) {
+  static char* memory = nullptr;
+  static size_t size = 0;
+  if (bytes > size) {
+    BENCH_CHECK(cudaDeviceSynchronize());
+    BENCH_CHECK(cudaFree(memory));
+    memory = hyserve::bench::DeviceArray<char>(bytes);
+    BENCH_CHECK(cudaMemset(memory, 0xff, bytes));
+    size = bytes;
+  }
+  return bytes == 0 ? nullptr : memory;
+}
+
+enum class Classes { kChosen, kTilesOnly };
+
 cudaError_t Prefill(const SparseCase& test, const WindowSparseArgs& args, int min_rows,
-                    cudaStream_t stream = nullptr) {
-  return LaunchWindowSparsePrefill(args, min_rows, NumTiles(test, min_rows), g_num_sms, stream);
+                    Classes classes, cudaStream_t stream = nullptr) {
+  const SparsePrefillWork work = Work(test, min_rows);
+  char* workspace = classes == Classes::kTilesOnly
+                        ? nullptr
+                        : Workspace(WindowSparsePrefillWorkspaceBytes(args, work));
+  return LaunchWindowSparsePrefill(args, work, workspace, g_num_sms, stream);
+}
+
+// Of the last call with Classes::kChosen: the part of (row, kv head) that went by block.
+double ByBlockShare(const SparseCase& test) {
+  size_t bytes = 0;
+  const SparsePrefillWork work = Work(test, 0);
+  window_sparse::MakeByBlockPlan(test.args(), work, nullptr, &bytes);
+  if (bytes == 0) return 0.0;
+  const window_sparse::ByBlockPlan plan =
+      window_sparse::MakeByBlockPlan(test.args(), work, Workspace(bytes), &bytes);
+  const size_t count = size_t(test.args().num_rows) * test.args().num_kv_heads;
+  const std::vector<uint8_t> flags = hyserve::bench::Download(plan.by_block, count);
+  return static_cast<double>(std::count(flags.begin(), flags.end(), 1)) / count;
 }
 
 int ShortRows(const SparseCase& test) {
@@ -80,9 +121,20 @@ void CheckKernels(SparseCase& test, const std::string& what) {
   if (WindowSparsePrefillSupports(args)) {
     for (int min_rows : {0, kSparseDecodeRows}) {
       test.PoisonOutput();
-      BENCH_CHECK(Prefill(test, args, min_rows));
+      BENCH_CHECK(Prefill(test, args, min_rows, Classes::kTilesOnly));
       Expect(test, test.Sample(min_rows, kAnyRows), "prefill " + what);
+      test.PoisonOutput();
+      BENCH_CHECK(Prefill(test, args, min_rows, Classes::kChosen));
+      Expect(test, test.Sample(min_rows, kAnyRows), "prefill, two classes, " + what);
     }
+    const std::vector<uint16_t> first = test.Output();
+    BENCH_CHECK(Prefill(test, args, kSparseDecodeRows, Classes::kChosen));
+    if (test.Output() != first) {
+      ++g_failures;
+      std::printf("FAIL %s: the bits differ from run to run\n", what.c_str());
+    }
+    BENCH_CHECK(Prefill(test, args, 0, Classes::kChosen));
+    g_by_block += ByBlockShare(test) > 0;
   }
 }
 
@@ -101,8 +153,10 @@ void CheckAll(bool tiny) {
       {{0, 700}},
       {{1337, 333}},
       {{4095, 1}},
-      {{100, 9}, {3, 8}, {5000, 5}, {128, 64}}};
-  if (tiny) steps = {{{0, 70}, {999, 1}, {190, 40}, {300, 3}}};
+      {{100, 9}, {3, 8}, {5000, 5}, {128, 64}},
+      {{5000, 301}, {0, 1}, {7777, 650}, {64, 40}, {4200, 7}},
+      {{0, 8500}}};
+  if (tiny) steps = {{{0, 70}, {999, 1}, {190, 40}, {300, 3}}, {{5000, 260}, {70, 2}}};
   const std::vector<SparseOptions> variants = {
       {GateKind::kHead, true, true, Pattern::kNeighbours},
       {GateKind::kElement, false, true, Pattern::kUniform},
@@ -111,7 +165,10 @@ void CheckAll(bool tiny) {
       {GateKind::kHead, true, true, Pattern::kUniform, 3}};
   for (const SparseShape& shape : shapes) {
     for (size_t step = 0; step < steps.size(); ++step) {
-      for (size_t i = 0; i < (tiny ? 2 : variants.size()); ++i) {
+      // The long prompt: the common shapes, chosen alike and not.
+      const bool is_long = steps[step][0].rows > 1000;
+      if (is_long && shape.selected != 16) continue;
+      for (size_t i = 0; i < (tiny || is_long ? 2 : variants.size()); ++i) {
         SparseOptions options = variants[i];
         options.seed = static_cast<uint32_t>(11 + i);
         SparseCase test(shape, steps[step], options);
@@ -120,7 +177,8 @@ void CheckAll(bool tiny) {
       }
     }
   }
-  std::printf("parity: %d runs, %d failures\n", g_runs, g_failures);
+  std::printf("parity: %d runs, %d failures; %d cases with rows by block\n", g_runs, g_failures,
+              g_by_block);
 }
 
 const char* Name(Pattern pattern) {
@@ -129,35 +187,47 @@ const char* Name(Pattern pattern) {
                                          : "uniform";
 }
 
-void TimePrefill(const SparseShape& shape, int length, Pattern pattern, JsonRows& json) {
+void TimePrefill(const SparseShape& shape, const SparseRows& rows, Pattern pattern,
+                 JsonRows& json) {
   SparseOptions options;
   options.pattern = pattern;
-  SparseCase test(shape, {{0, length}}, options);
-  test.PoisonOutput();
-  BENCH_CHECK(Prefill(test, test.args(), 0));
-  Expect(test, test.Sample(0, kAnyRows), "prefill " + shape.Name());
+  SparseCase test(shape, {rows}, options);
   cudaStream_t stream;
   BENCH_CHECK(cudaStreamCreate(&stream));
-  const double ms =
-      MicrosecondsEach(stream, 1, [&](int) { Prefill(test, test.args(), 0, stream); }) / 1e3;
+  const auto time = [&](const WindowSparseArgs& args, Classes classes) {
+    test.PoisonOutput();
+    BENCH_CHECK(Prefill(test, args, 0, classes, stream));
+    BENCH_CHECK(cudaStreamSynchronize(stream));
+    if (args.selection != nullptr) Expect(test, test.Sample(0, kAnyRows), "prefill " + shape.Name());
+    return MicrosecondsEach(
+               stream, 1, [&](int) { BENCH_CHECK(Prefill(test, args, 0, classes, stream)); }) /
+           1e3;
+  };
+  const double tiles_ms = time(test.args(), Classes::kTilesOnly);
+  const double ms = time(test.args(), Classes::kChosen);
+  const double share = ByBlockShare(test);
   WindowSparseArgs sliding = test.args();
   sliding.selection = nullptr;
-  const double sliding_ms =
-      MicrosecondsEach(stream, 1, [&](int) { Prefill(test, sliding, 0, stream); }) / 1e3;
+  const double sliding_ms = time(sliding, Classes::kTilesOnly);
   double keys = 0;
-  for (int t = 0; t < length; ++t) keys += std::min(t + 1, shape.selected * 64);
+  for (int t = rows.first; t < rows.first + rows.rows; ++t) {
+    keys += std::min(t + 1, shape.selected * kSparseBlock);
+  }
   const double tflops = keys * 2 * shape.heads * (shape.dim + shape.v_dim) / ms / 1e9;
   const int tokens = WindowSparsePrefillTileTokens(test.args());
   const double blocks = test.MeanUnion(tokens);
-  std::printf("prefill %-13s %6d tokens %-10s %8.3f ms %5.0f TFLOP/s effective (%.1f blocks for %d "
-              "tokens), window alone %.3f ms\n",
-              shape.Name().c_str(), length, Name(pattern), ms, tflops, blocks, tokens, sliding_ms);
+  std::printf("prefill %-13s %6d+%-5d tokens %-10s %8.3f ms %5.0f TFLOP/s effective, %3.0f%% by "
+              "block (tiles only %.3f ms, %.1f blocks for %d tokens; window alone %.3f ms)\n",
+              shape.Name().c_str(), rows.first, rows.rows, Name(pattern), ms, tflops, share * 100,
+              tiles_ms, blocks, tokens, sliding_ms);
   std::fflush(stdout);
-  char fields[256];
+  char fields[320];
   std::snprintf(fields, sizeof(fields),
-                "\"shape\": \"%s\", \"tokens\": %d, \"pattern\": \"%s\", \"ms\": %.4f, "
-                "\"effective_tflops\": %.1f, \"union\": %.1f, \"window_ms\": %.4f",
-                shape.Name().c_str(), length, Name(pattern), ms, tflops, blocks, sliding_ms);
+                "\"shape\": \"%s\", \"first\": %d, \"tokens\": %d, \"pattern\": \"%s\", "
+                "\"ms\": %.4f, \"effective_tflops\": %.1f, \"by_block\": %.3f, "
+                "\"tiles_only_ms\": %.4f, \"union\": %.1f, \"window_ms\": %.4f",
+                shape.Name().c_str(), rows.first, rows.rows, Name(pattern), ms, tflops, share,
+                tiles_ms, blocks, sliding_ms);
   json.Add("window_sparse_prefill", fields);
   BENCH_CHECK(cudaStreamDestroy(stream));
 }
@@ -231,10 +301,11 @@ void TimeAll(const std::string& what, JsonRows& json) {
   const bool all = what == "time";
   for (const SparseShape& shape : {kWide, kGqa, kDemo}) {
     if (!all && what != "prefill") break;
-    for (int length : {8192, 32768}) {
+    // Whole prompts, then a chunk far into one.
+    for (const SparseRows& rows : {SparseRows{0, 8192}, {0, 32768}, {122880, 8192}}) {
       for (Pattern pattern : {Pattern::kNeighbours, Pattern::kSame, Pattern::kUniform}) {
-        if (pattern == Pattern::kSame && length < 32768) continue;
-        TimePrefill(shape, length, pattern, json);
+        if (pattern == Pattern::kSame && rows.rows < 32768) continue;
+        TimePrefill(shape, rows, pattern, json);
       }
     }
   }

@@ -1,9 +1,12 @@
 // Chooses the kernels of WindowSparseAttention: sequences with few rows in the step go to the
 // decode kernels, others to the prefill kernel, shapes that these cannot do to the generic one.
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "engine/kernels/cuda/cuda_ops.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
@@ -86,6 +89,18 @@ WindowSparseArgs MakeArgs(const WindowSparseAttentionParams& params) {
   return args;
 }
 
+// Null when the kernels need no memory, or when there is none to be had: then tiles do it all.
+absl::StatusOr<char*> PrefillWorkspace(CudaDevice& device, const WindowSparseArgs& args,
+                                       const SparsePrefillWork& work) {
+  const size_t bytes = WindowSparsePrefillWorkspaceBytes(args, work);
+  if (bytes == 0) return nullptr;
+  const absl::StatusOr<std::byte*> memory =
+      device.Workspace(CudaDevice::WorkspaceSlot::kAttention, bytes);
+  if (absl::IsResourceExhausted(memory.status())) return nullptr;
+  if (!memory.ok()) return memory.status();
+  return reinterpret_cast<char*>(*memory);
+}
+
 }  // namespace
 
 absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttentionParams& params) {
@@ -97,23 +112,29 @@ absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttenti
     return tensor::CudaStatus(LaunchWindowSparseGeneric(args, device.stream()),
                               "window and sparse attention, generic kernel");
   }
-  const int decode_rows = WindowSparseDecodeSupports(args) ? kSparseDecodeRows : 0;
   const int tile_tokens = WindowSparsePrefillTileTokens(args);
+  SparsePrefillWork prefill;
+  prefill.min_rows = WindowSparseDecodeSupports(args) ? kSparseDecodeRows : 0;
   int short_rows = 0;
-  int num_tiles = 0;
   args.one_row_each = true;
   for (int seq = 0; seq < batch.num_seqs; ++seq) {
     const int rows = batch.row_begin[seq + 1] - batch.row_begin[seq];
     args.one_row_each = args.one_row_each && rows == 1;
-    if (rows <= decode_rows) {
+    if (rows <= prefill.min_rows) {
       short_rows = std::max(short_rows, rows);
-    } else {
-      num_tiles += (rows + tile_tokens - 1) / tile_tokens;
+      continue;
     }
+    const int blocks = (batch.first_position[seq] + rows + kSparseBlock - 1) / kSparseBlock;
+    prefill.num_rows += rows;
+    prefill.num_tiles += (rows + tile_tokens - 1) / tile_tokens;
+    prefill.num_blocks += blocks;
+    prefill.max_blocks = std::max(prefill.max_blocks, blocks);
   }
+  const absl::StatusOr<char*> workspace = PrefillWorkspace(device, args, prefill);
+  if (!workspace.ok()) return workspace.status();
   absl::Status status = tensor::CudaStatus(
-      LaunchWindowSparsePrefill(args, decode_rows, num_tiles, device.num_sms(), device.stream()),
-      "window and sparse attention, prefill kernel");
+      LaunchWindowSparsePrefill(args, prefill, *workspace, device.num_sms(), device.stream()),
+      "window and sparse attention, prefill kernels");
   if (!status.ok()) return status;
   return tensor::CudaStatus(
       LaunchWindowSparseDecode(args, short_rows, DecodeKernel::kAuto, device.stream()),

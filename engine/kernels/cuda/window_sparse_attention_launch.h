@@ -6,6 +6,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace hyserve::kernels::cuda {
@@ -86,10 +87,22 @@ cudaError_t LaunchWindowSparseDecode(const WindowSparseArgs& args, int rows_per_
 bool WindowSparsePrefillSupports(const WindowSparseArgs& args);
 // Query tokens of one tile.
 int WindowSparsePrefillTileTokens(const WindowSparseArgs& args);
-// Rows of the sequences with more than min_rows rows; num_tiles is the sum over those sequences of
-// ceil(rows / WindowSparsePrefillTileTokens(args)).
-cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, int min_rows, int num_tiles,
-                                      int num_sms, cudaStream_t stream);
+// The sequences that are the prefill kernels': those with more than min_rows rows.
+struct SparsePrefillWork {
+  int min_rows = 0;
+  int num_rows = 0;    // of those sequences
+  int num_tiles = 0;   // sum of ceil(rows / WindowSparsePrefillTileTokens(args))
+  int num_blocks = 0;  // sum of ceil(context / kSparseBlock)
+  int max_blocks = 0;  // the most of one sequence
+};
+// Device memory that the call needs; 0: none. Bounded by about kSparsePartialBytes + 16 bytes per
+// (row, kv head, selected block).
+inline constexpr size_t kSparsePartialBytes = size_t{1} << 30;
+size_t WindowSparsePrefillWorkspaceBytes(const WindowSparseArgs& args,
+                                         const SparsePrefillWork& work);
+// Their rows. workspace: as large as said, 256-byte aligned; null: tiles only, whatever they cost.
+cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, const SparsePrefillWork& work,
+                                      char* workspace, int num_sms, cudaStream_t stream);
 
 }  // namespace hyserve::kernels::cuda
 

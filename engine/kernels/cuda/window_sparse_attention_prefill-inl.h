@@ -99,6 +99,8 @@ struct PrefillMaps {
 struct PrefillPlan {
   int min_rows = 0;  // sequences with more rows are this kernel's
   int num_tiles = 0;
+  // [rows][kv heads], or null: where not 0, the tile's sparse branch is the by-block kernels'.
+  const uint8_t* by_block = nullptr;
 };
 
 }  // namespace hyserve::kernels::cuda::window_sparse

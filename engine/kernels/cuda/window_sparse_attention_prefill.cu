@@ -7,9 +7,11 @@
 // the row, not even a bit, so a row's result depends on its position and its selection alone.
 #include "engine/kernels/cuda/hopper/tensor_map.h"
 #include "engine/kernels/cuda/hopper/warpgroup.h"
+#include "engine/kernels/cuda/window_sparse_attention_by_block.h"
 #include "engine/kernels/cuda/window_sparse_attention_consumer-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 #include "engine/kernels/cuda/window_sparse_attention_planner-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_page_map-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_producer-inl.h"
 
@@ -56,25 +58,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-cudaError_t EncodePages(const uint16_t* data, const WindowSparseArgs& args, int dim,
-                        CUtensorMap* map) {
-  const uint64_t row = uint64_t{2} * dim;
-  const uint64_t slice = uint64_t{2} * args.num_kv_heads * kSparseBlock *
-                         (args.head_dim + args.v_head_dim);
-  hopper::TensorMapShape shape;
-  shape.data = data;
-  shape.rank = 4;
-  const uint64_t extents[] = {static_cast<uint64_t>(dim), kSparseBlock,
-                              static_cast<uint64_t>(args.num_kv_heads),
-                              static_cast<uint64_t>(args.num_blocks)};
-  const uint64_t strides[] = {row, row * kSparseBlock, slice};
-  const uint32_t box[] = {64, kSparseBlock, 1, 1};
-  for (int i = 0; i < 4; ++i) shape.extents[i] = extents[i];
-  for (int i = 0; i < 3; ++i) shape.strides_bytes[i] = strides[i];
-  for (int i = 0; i < 4; ++i) shape.box[i] = box[i];
-  return hopper::EncodeTensorMap(shape, map);
-}
-
 cudaError_t EncodeStep(const SparseMatrix& matrix, const WindowSparseArgs& args, int dim,
                        CUtensorMap* map) {
   hopper::TensorMapShape shape;
@@ -115,10 +98,10 @@ cudaError_t EncodeMaps(const WindowSparseArgs& args, PrefillMaps* maps) {
   }
   const int64_t k_slice = int64_t{args.num_kv_heads} * kSparseBlock * args.head_dim;
   if (error == cudaSuccess) {
-    error = EncodePages(args.pages, args, args.head_dim, &maps->page_k);
+    error = EncodePageMap(args, args.pages, args.head_dim, &maps->page_k);
   }
   if (error == cudaSuccess) {
-    error = EncodePages(args.pages + k_slice, args, args.v_head_dim, &maps->page_v);
+    error = EncodePageMap(args, args.pages + k_slice, args.v_head_dim, &maps->page_v);
   }
   return error;
 }
@@ -164,13 +147,32 @@ int WindowSparsePrefillTileTokens(const WindowSparseArgs& args) {
   return kConsumers * ConsumerTokens(args.num_heads / args.num_kv_heads);
 }
 
-cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, int min_rows, int num_tiles,
-                                      int num_sms, cudaStream_t stream) {
-  if (num_tiles == 0) return cudaSuccess;
-  const PrefillPlan plan = {min_rows, num_tiles};
-  if (args.head_dim == 64) return Launch<64, 64, 8>(args, plan, num_sms, stream);
-  if (args.head_dim == 128) return Launch<128, 128, 5>(args, plan, num_sms, stream);
-  return Launch<192, 128, 4>(args, plan, num_sms, stream);
+size_t WindowSparsePrefillWorkspaceBytes(const WindowSparseArgs& args,
+                                         const SparsePrefillWork& work) {
+  size_t bytes = 0;
+  MakeByBlockPlan(args, work, nullptr, &bytes);
+  return bytes;
+}
+
+cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, const SparsePrefillWork& work,
+                                      char* workspace, int num_sms, cudaStream_t stream) {
+  if (work.num_tiles == 0) return cudaSuccess;
+  size_t bytes = 0;
+  ByBlockPlan by_block;
+  if (workspace != nullptr) by_block = MakeByBlockPlan(args, work, workspace, &bytes);
+  cudaError_t error = cudaSuccess;
+  if (bytes > 0) error = LaunchByBlockPlan(args, by_block, stream);
+  if (error != cudaSuccess) return error;
+  const PrefillPlan plan = {work.min_rows, work.num_tiles, by_block.by_block};
+  if (args.head_dim == 64) {
+    error = Launch<64, 64, 8>(args, plan, num_sms, stream);
+  } else if (args.head_dim == 128) {
+    error = Launch<128, 128, 5>(args, plan, num_sms, stream);
+  } else {
+    error = Launch<192, 128, 4>(args, plan, num_sms, stream);
+  }
+  if (error != cudaSuccess || bytes == 0) return error;
+  return LaunchByBlock(args, by_block, num_sms, stream);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -4,7 +4,7 @@
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_PRODUCER_INL_H_
 
 #include "engine/kernels/cuda/hopper/tma.h"
-#include "engine/kernels/cuda/window_sparse_attention-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_copy-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
@@ -100,48 +100,13 @@ class Producer {
       }
       return;
     }
-    CopyByHand([&](int slot) -> KeyRows {
+    CopyBlockByHand<kDim, kVDim>(stage.k, stage.v, full, [&](int slot) -> KeyRows {
       if (slot < block.lo || slot >= block.hi) return {nullptr, nullptr};
       if (block.source == BlockSource::kPartOfPage) {
         return PageKey(args_, block.index, kv_head, slot);
       }
       return WindowKey(args_, block.seq, kv_head, block.info.first_position + slot);
     });
-  }
-
-  // Fills the stage with ordinary copies, zeros where there is no key; the layout of the copy
-  // engine.
-  template <typename FindKey>
-  __device__ void CopyByHand(const FindKey& find) {
-    auto& stage = shared_.stages[ring_.stage];
-    const KeyRows low = find(lane_);
-    const KeyRows high = find(lane_ + 32);
-    CopyMatrix<kDim>(hopper::SharedAddress(stage.k), low.k, high.k);
-    CopyMatrix<kVDim>(hopper::SharedAddress(stage.v), low.v, high.v);
-    asm volatile("cp.async.wait_all;\n" ::: "memory");
-    hopper::FenceSharedForAsync();
-    __syncwarp();
-    if (lane_ == 0) hopper::BarrierArrive(&shared_.full[ring_.stage]);
-  }
-
-  // low, high: this lane's rows `lane` and `lane + 32`.
-  template <int kCols>
-  __device__ void CopyMatrix(uint32_t to, const uint16_t* low, const uint16_t* high) {
-    constexpr int kChunks = kCols / 8;
-#pragma unroll 1
-    for (int row = 0; row < kSparseBlock; ++row) {
-      const uint16_t* mine = row < 32 ? low : high;
-      const uint16_t* from = reinterpret_cast<const uint16_t*>(
-          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(mine), row % 32));
-      if (lane_ < kChunks) {
-        const uint32_t address = to + (lane_ / 8) * kSlabBytes + row * 128 +
-                                 (((lane_ % 8) ^ (row & 7)) << 4);
-        const void* source = from == nullptr ? nullptr : from + lane_ * 8;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(source),
-                     "r"(from == nullptr ? 0 : 16)
-                     : "memory");
-      }
-    }
   }
 
   const WindowSparseArgs& args_;

@@ -1,0 +1,79 @@
+// The second class of prefill kernels of WindowSparseAttention: for tiles whose tokens select
+// different blocks. The selections are inverted (block -> rows that chose it), every block is loaded
+// once for many rows, and each (row, selected block) leaves a partial result that a last kernel
+// merges. Its cost does not depend on how alike neighbours choose; that of the tile kernel does.
+//
+// A planner kernel chooses the class of each tile and kv head from the number of blocks in the
+// tile's union, on the device. Rows are taken in passes so that the partial results stay bounded.
+#ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_BY_BLOCK_H_
+#define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_BY_BLOCK_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/kernels/cuda/window_sparse_attention_launch.h"
+
+namespace hyserve::kernels::cuda::window_sparse {
+
+// Products of at most this many 64-row tiles share one copy of a block's keys and values.
+inline constexpr int kMaxItemTiles = 8;
+
+// Rows of one product tile for groups of `heads` heads.
+__host__ __device__ constexpr int ByBlockTokens(int heads) { return 64 / heads; }
+
+// Rows [begin, begin + count) of a list against one block.
+struct alignas(16) BlockItem {
+  int page;
+  int begin;
+  int count;
+  int written;  // keys that the page holds
+};
+
+// One (row, selected block) of a list.
+struct alignas(8) ListEntry {
+  int row;              // of the step
+  uint16_t slot;        // in the row's selection
+  uint16_t keys;        // of the block that the row sees, 1 .. 64
+};
+
+// Sizes and memory of one call; lists are per (pass, kv head), "block" counts over the blocks of
+// all sequences that are the prefill kernels'.
+struct ByBlockPlan {
+  int min_rows = 0;  // sequences with more rows
+  int num_tiles = 0;
+  int tile_tokens = 0;
+  int num_blocks = 0;
+  int max_blocks = 0;  // of one sequence
+  int num_passes = 0;
+  int pass_rows = 0;
+  int pass_groups = 0;  // kv heads whose partial results are kept at once
+  int list_items = 0;   // room of an item list
+  int32_t* tile_begin = nullptr;   // [num_seqs + 1]
+  int32_t* block_begin = nullptr;  // [num_seqs + 1]
+  uint8_t* by_block = nullptr;     // [rows][kv heads] 1: this class
+  int32_t* counts = nullptr;       // [passes][kv heads][num_blocks] rows of a block, then their begin
+  int32_t* ranks = nullptr;        // [rows][kv heads][slots] place among the block's rows
+  ListEntry* entries = nullptr;    // [passes][kv heads][pass_rows * slots]
+  BlockItem* items = nullptr;      // [passes][kv heads][list_items]
+  int32_t* num_items = nullptr;    // [passes][kv heads]
+  uint16_t* partial = nullptr;     // [pass_rows][pass_groups][slots][heads of group][v_head_dim]
+  float* partial_lse = nullptr;    // the same without the last; log2 domain
+};
+
+// The plan of a call in the memory from `workspace` on (null: for its size), 256-byte aligned;
+// *bytes: what it needs.
+ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWork& work,
+                            char* workspace, size_t* bytes);
+
+// Chooses the classes and makes the lists.
+cudaError_t LaunchByBlockPlan(const WindowSparseArgs& args, const ByBlockPlan& plan,
+                              cudaStream_t stream);
+// Adds the sparse branch of the rows of this class to `out`, which holds their window branch.
+cudaError_t LaunchByBlock(const WindowSparseArgs& args, const ByBlockPlan& plan, int num_sms,
+                          cudaStream_t stream);
+
+}  // namespace hyserve::kernels::cuda::window_sparse
+
+#endif  // HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_BY_BLOCK_H_
