@@ -107,7 +107,7 @@ class ByBlockProducer {
       first -= total;
     }
     for (int consumer = 0; consumer < kByBlockConsumers; ++consumer) {
-      hopper::BarrierWait(&shared_.q_empty[q_.stage], q_.parity ^ 1);
+      hopper::BarrierWaitIdle(&shared_.q_empty[q_.stage], q_.parity ^ 1);
       if (lane_ == 0) {
         shared_.tiles[q_.stage].tokens = 0;
         hopper::BarrierArrive(&shared_.q_full[q_.stage]);
@@ -123,7 +123,7 @@ class ByBlockProducer {
     uint64_t low = Load(list, lane_, item.count);
     uint64_t high = Load(list, lane_ + 32, item.count);
     const int tiles = (item.count + tile_tokens_ - 1) / tile_tokens_;
-    hopper::BarrierWait(&shared_.block_empty[block_.stage], block_.parity ^ 1);
+    hopper::BarrierWaitIdle(&shared_.block_empty[block_.stage], block_.parity ^ 1);
     if (lane_ == 0) {
       for (int i = tiles * 4; i < kMaxItemTiles * 4; ++i) {
         hopper::BarrierArrive(&shared_.block_empty[block_.stage]);
@@ -133,7 +133,7 @@ class ByBlockProducer {
     CopyBlock(item, kv_head);
     for (int begin = 0; begin < item.count; begin += tile_tokens_) {
       const int tokens = min(tile_tokens_, item.count - begin);
-      hopper::BarrierWait(&shared_.q_empty[q_.stage], q_.parity ^ 1);
+      hopper::BarrierWaitIdle(&shared_.q_empty[q_.stage], q_.parity ^ 1);
       QueryTile& tile = shared_.tiles[q_.stage];
       if (lane_ < tokens) *reinterpret_cast<uint64_t*>(&tile.entries[lane_]) = low;
       if (lane_ + 32 < tokens) *reinterpret_cast<uint64_t*>(&tile.entries[lane_ + 32]) = high;

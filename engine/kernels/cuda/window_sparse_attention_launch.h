@@ -97,7 +97,7 @@ struct SparsePrefillWork {
 };
 // Device memory that the call needs; 0: none. Bounded by about kSparsePartialBytes + 16 bytes per
 // (row, kv head, selected block).
-inline constexpr size_t kSparsePartialBytes = size_t{1} << 30;
+inline constexpr size_t kSparsePartialBytes = size_t{1} << 29;
 size_t WindowSparsePrefillWorkspaceBytes(const WindowSparseArgs& args,
                                          const SparsePrefillWork& work);
 // Their rows. workspace: as large as said, 256-byte aligned; null: tiles only, whatever they cost.
