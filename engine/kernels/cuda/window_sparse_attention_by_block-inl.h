@@ -1,9 +1,10 @@
 // Producer and consumers of the by-block kernel of WindowSparseAttention.
 //
-// The producer warp takes the items of its thread block: a block's keys and values once, then tile
-// after tile of 64 query rows (tokens of the item's list x heads of the group). A consumer
-// warpgroup does whole tiles: logits, softmax over the one block, values, and the normalised result
-// with its logarithm of the sum to the workspace.
+// Part after part, the producer warp takes the items of its thread block: a block's keys and values
+// once, then tile after tile of 64 query rows (tokens of the item's list x heads of the group). A
+// consumer warpgroup does whole tiles: logits, softmax over the one block, values, and the
+// normalised result with its logarithm of the sum to the workspace. Another warpgroup merges the
+// results of the part before (window_sparse_attention_merge-inl.h).
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_BY_BLOCK_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_BY_BLOCK_INL_H_
 
@@ -18,7 +19,7 @@
 
 namespace hyserve::kernels::cuda::window_sparse {
 
-inline constexpr int kByBlockConsumers = 3;  // warpgroups
+inline constexpr int kByBlockConsumers = 2;  // warpgroups
 inline constexpr int kBlockStages = 2;
 inline constexpr int kBlockSlabBytes = kSparseBlock * 128;
 
@@ -29,16 +30,16 @@ struct ByBlockMaps {
   CUtensorMap page_v;
 };
 
-// Part of the lists that one launch does.
-struct ByBlockPart {
-  int pass;
-  int first_group;
-  int num_groups;
-};
+// Waits until all thread blocks have counted themselves in; one lane, then __syncwarp.
+__device__ __forceinline__ void WaitForAll(const int32_t* counter) {
+  int32_t count = 0;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+  } while (count < static_cast<int32_t>(gridDim.x));
+}
 
 struct QueryTile {
-  int tokens;  // 0: no more work
-  int group;   // in the part
+  int tokens;  // 0: the part's end
   int block_stage;
   uint32_t block_parity;
   int all_visible;  // every row sees the whole block
@@ -68,10 +69,9 @@ template <int kDim, int kVDim, typename Shared>
 class ByBlockProducer {
  public:
   __device__ ByBlockProducer(const WindowSparseArgs& args, const ByBlockPlan& plan,
-                             const ByBlockPart& part, const ByBlockMaps& maps, Shared& shared)
+                             const ByBlockMaps& maps, Shared& shared)
       : args_(args),
         plan_(plan),
-        part_(part),
         maps_(maps),
         shared_(shared),
         lane_(threadIdx.x % 32),
@@ -81,44 +81,45 @@ class ByBlockProducer {
   // The whole warp.
   __device__ void Run() {
     const int grid = static_cast<int>(gridDim.x);
-    int first = blockIdx.x;  // item of the group
-    for (int group = 0; group < part_.num_groups; ++group) {
-      const int64_t list =
-          int64_t{part_.pass} * args_.num_kv_heads + part_.first_group + group;
-      const int total = plan_.num_items[list];
-      const BlockItem* items = plan_.items + list * plan_.list_items;
+    int first = blockIdx.x;  // item of the part
+    for (int part = 0; part < plan_.num_parts; ++part) {
+      const int kv_head = part % args_.num_kv_heads;
+      const int total = plan_.num_items[part];
+      const BlockItem* items = plan_.items + int64_t{part} * plan_.part_items;
       const ListEntry* entries =
-          plan_.entries + list * plan_.pass_rows * args_.selected_blocks;
-      for (; first < total; first += 32 * grid) {
-        const int64_t mine = first + int64_t{lane_} * grid;
+          plan_.entries + int64_t{part} * plan_.pass_rows * args_.selected_blocks;
+      while (first < total) {
+        const int mine = first + lane_ * grid;
         int4 item = {0, 0, 0, 0};
         if (mine < total) item = *reinterpret_cast<const int4*>(items + mine);
         const int count = min(32, (total - first + grid - 1) / grid);
         for (int i = 0; i < count; ++i) {
           Produce({__shfl_sync(~0u, item.x, i), __shfl_sync(~0u, item.y, i),
                    __shfl_sync(~0u, item.z, i), __shfl_sync(~0u, item.w, i)},
-                  group, entries);
+                  kv_head, entries);
         }
-        if (count < 32) {
-          first += count * grid;
-          break;
-        }
+        first += count * grid;
       }
-      first -= total;
+      first -= total;  // so that the thread blocks take turns in having an item more
+      EndPart();
     }
+  }
+
+ private:
+  // Every consumer's next tile: wherever the ring stands, they take turns.
+  __device__ void EndPart() {
     for (int consumer = 0; consumer < kByBlockConsumers; ++consumer) {
       hopper::BarrierWaitIdle(&shared_.q_empty[q_.stage], q_.parity ^ 1);
       if (lane_ == 0) {
         shared_.tiles[q_.stage].tokens = 0;
         hopper::BarrierArrive(&shared_.q_full[q_.stage]);
       }
+      __syncwarp();
       q_.Advance();
     }
   }
 
- private:
-  __device__ void Produce(const BlockItem& item, int group, const ListEntry* entries) {
-    const int kv_head = part_.first_group + group;
+  __device__ void Produce(const BlockItem& item, int kv_head, const ListEntry* entries) {
     const ListEntry* list = entries + item.begin;
     uint64_t low = Load(list, lane_, item.count);
     uint64_t high = Load(list, lane_ + 32, item.count);
@@ -143,7 +144,6 @@ class ByBlockProducer {
       __syncwarp();
       if (lane_ == 0) {
         tile.tokens = tokens;
-        tile.group = group;
         tile.block_stage = block_.stage;
         tile.block_parity = block_.parity;
         tile.all_visible = all_visible;
@@ -194,7 +194,6 @@ class ByBlockProducer {
 
   const WindowSparseArgs& args_;
   const ByBlockPlan& plan_;
-  const ByBlockPart& part_;
   const ByBlockMaps& maps_;
   Shared& shared_;
   const int lane_;
@@ -208,10 +207,9 @@ template <int kDim, int kVDim, typename Shared>
 class ByBlockConsumer {
  public:
   __device__ ByBlockConsumer(const WindowSparseArgs& args, const ByBlockPlan& plan,
-                             const ByBlockPart& part, Shared& shared, int consumer)
+                             Shared& shared, int consumer)
       : args_(args),
         plan_(plan),
-        part_(part),
         shared_(shared),
         consumer_(consumer),
         warp_(threadIdx.x / 32 % 4),
@@ -227,26 +225,38 @@ class ByBlockConsumer {
     const int head = row - token * heads_;
     hopper::RingPosition<Shared::kStages> q;
     for (int i = 0; i < consumer_; ++i) q.Advance();
-    while (true) {
-      hopper::BarrierWait(&shared_.q_full[q.stage], q.parity);
-      const QueryTile& tile = shared_.tiles[q.stage];
-      const int tokens = tile.tokens;
-      if (tokens == 0) return;
-      // Place of this lane's row among the partial results, -1: no such row; keys it sees.
-      int place = -1;
-      int keys = kSparseBlock;
-      if (token < tokens) {
-        const ListEntry entry = tile.entries[token];
-        keys = entry.keys;
-        place = (((entry.row - part_.pass * plan_.pass_rows) * plan_.pass_groups + tile.group) *
-                     args_.selected_blocks + entry.slot) * heads_ + head;
-      }
-      Attend(tile, q.stage, keys);
-      Store(q.stage, place);
-      hopper::FenceSharedForAsync();
+    for (int part = 0; part < plan_.num_parts; ++part) {
+      // Part - 2 had the same buffer.
+      if (part >= 2 && lane_ == 0) WaitForAll(plan_.merged + part - 2);
       __syncwarp();
-      if (lane_ == 0) hopper::BarrierArrive(&shared_.q_empty[q.stage]);
-      for (int i = 0; i < kByBlockConsumers; ++i) q.Advance();
+      const int first_row = part / args_.num_kv_heads * plan_.pass_rows;
+      const int buffer_rows = part % 2 * plan_.pass_rows;
+      while (true) {
+        hopper::BarrierWait(&shared_.q_full[q.stage], q.parity);
+        const QueryTile& tile = shared_.tiles[q.stage];
+        const int tokens = tile.tokens;
+        if (tokens > 0) {
+          // Place of this lane's row among the partial results, -1: no such row; keys it sees.
+          int place = -1;
+          int keys = kSparseBlock;
+          if (token < tokens) {
+            const ListEntry entry = tile.entries[token];
+            keys = entry.keys;
+            place = ((buffer_rows + entry.row - first_row) * args_.selected_blocks + entry.slot) *
+                        heads_ + head;
+          }
+          Attend(tile, q.stage, keys);
+          Store(q.stage, place);
+          hopper::FenceSharedForAsync();
+        }
+        __syncwarp();
+        if (lane_ == 0) hopper::BarrierArrive(&shared_.q_empty[q.stage]);
+        for (int i = 0; i < kByBlockConsumers; ++i) q.Advance();
+        if (tokens == 0) break;
+      }
+      __threadfence();
+      hopper::NamedBarrierSync(1, kByBlockConsumers * hopper::kWarpgroupThreads);
+      if (consumer_ == 0 && warp_ == 0 && lane_ == 0) atomicAdd(plan_.stored + part, 1);
     }
   }
 
@@ -397,7 +407,6 @@ class ByBlockConsumer {
 
   const WindowSparseArgs& args_;
   const ByBlockPlan& plan_;
-  const ByBlockPart& part_;
   Shared& shared_;
   const int consumer_;
   const int warp_;

@@ -1,23 +1,23 @@
-// The kernels of WindowSparseAttention that go by block, and the one that merges what they leave.
+// The kernel of WindowSparseAttention that goes by block: persistent; a thread block is a producer
+// warp, two consumer warpgroups and one that merges.
 #include "engine/kernels/cuda/window_sparse_attention_by_block.h"
 
-#include <algorithm>
-
 #include "engine/kernels/cuda/window_sparse_attention_by_block-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_merge-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_page_map-inl.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
 namespace {
 
-constexpr int kThreads = (1 + kByBlockConsumers) * hopper::kWarpgroupThreads;
+constexpr int kThreads = (2 + kByBlockConsumers) * hopper::kWarpgroupThreads;
 
 template <int kDim, int kVDim, int kQueryStages>
 __global__ void __launch_bounds__(kThreads, 1)
     ByBlockKernel(const __grid_constant__ WindowSparseArgs args,
                   const __grid_constant__ ByBlockPlan plan,
-                  const __grid_constant__ ByBlockPart part,
                   const __grid_constant__ ByBlockMaps maps) {
   using Shared = ByBlockShared<kDim, kVDim, kQueryStages>;
+  if (*plan.any == 0) return;
   extern __shared__ unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(
       memory + (1024 - hopper::SharedAddress(memory) % 1024) % 1024);
@@ -37,103 +37,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup == 0) {
     hopper::ReduceRegisters<56>();
     if (threadIdx.x < 32) {
-      ByBlockProducer<kDim, kVDim, Shared>(args, plan, part, maps, shared).Run();
+      ByBlockProducer<kDim, kVDim, Shared>(args, plan, maps, shared).Run();
     }
   } else {
     hopper::IncreaseRegisters<152>();
-    ByBlockConsumer<kDim, kVDim, Shared>(args, plan, part, shared, warpgroup - 1).Run();
-  }
-}
-
-constexpr int kMergeThreads = 256;
-constexpr int kMergeSlots = 8;  // partial results in flight
-
-// A thread for 8 elements of one (row, head).
-__global__ void __launch_bounds__(kMergeThreads)
-    MergeKernel(const __grid_constant__ WindowSparseArgs args,
-                const __grid_constant__ ByBlockPlan plan, const ByBlockPart part) {
-  bool any = false;
-  for (int g = 0; g < part.num_groups; ++g) {
-    any = any ||
-          plan.num_items[part.pass * args.num_kv_heads + part.first_group + g] > 0;
-  }
-  if (!any) return;
-  const int heads = args.num_heads / args.num_kv_heads;
-  const int slots = args.selected_blocks;
-  const int chunks = args.v_head_dim / 8;
-  const int per_pair = heads * chunks;
-  const int first_row = part.pass * plan.pass_rows;
-  const int rows = min(plan.pass_rows, args.num_rows - first_row);
-  const int total = rows * part.num_groups * per_pair;
-  for (int i = blockIdx.x * kMergeThreads + threadIdx.x; i < total;
-       i += gridDim.x * kMergeThreads) {
-    const int pair = i / per_pair;
-    const int local = i - pair * per_pair;
-    const int local_row = pair / part.num_groups;
-    const int group = pair - local_row * part.num_groups;
-    const int row = first_row + local_row;
-    const int kv_head = part.first_group + group;
-    if (plan.by_block[int64_t{row} * args.num_kv_heads + kv_head] == 0) continue;
-    const int head = local / chunks;
-    const int chunk = local - head * chunks;
-    const int32_t* selection =
-        args.selection + (int64_t{row} * args.num_kv_heads + kv_head) * slots;
-    const int newest = args.positions[row] / kSparseBlock;
-    const int64_t place = (int64_t{local_row} * plan.pass_groups + group) * slots * heads + head;
-    const float* lse = plan.partial_lse + place;
-    const uint16_t* partial = plan.partial + place * args.v_head_dim + chunk * 8;
-    float max = -INFINITY;
-    float sum = 0.0f;
-    float out[8] = {};
-    for (int begin = 0; begin < slots; begin += kMergeSlots) {
-      float logit[kMergeSlots];
-      uint4 value[kMergeSlots];
-      float top = max;
-#pragma unroll
-      for (int j = 0; j < kMergeSlots; ++j) {
-        const int slot = begin + j;
-        const int block = slot < slots ? selection[slot] : -1;
-        const bool valid = block >= 0 && block <= newest;
-        logit[j] = valid ? lse[slot * heads] : -INFINITY;
-        value[j] = valid ? __ldcs(reinterpret_cast<const uint4*>(
-                               partial + int64_t{slot} * heads * args.v_head_dim))
-                         : make_uint4(0, 0, 0, 0);
-        top = fmaxf(top, logit[j]);
-      }
-      if (top == -INFINITY) continue;
-      const float shrink = hopper::Exp2(max - top);
-      max = top;
-      sum *= shrink;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) out[e] *= shrink;
-#pragma unroll
-      for (int j = 0; j < kMergeSlots; ++j) {
-        const float weight = hopper::Exp2(logit[j] - top);
-        sum += weight;
-        const uint32_t words[4] = {value[j].x, value[j].y, value[j].z, value[j].w};
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          out[e] = fmaf(weight, Bf16(static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))), out[e]);
-        }
-      }
-    }
-    const int h = kv_head * heads + head;
-    float factor = SoftmaxFactor(max, sum, args.sparse_sink, h);
-    const SparseGate& gate = args.sparse_gate;
-    if (!gate.per_element) factor *= GateValue(gate, row, h, args.v_head_dim, 0);
-    auto* to = reinterpret_cast<uint32_t*>(args.out + row * args.out_stride +
-                                           int64_t{h} * args.v_head_dim + chunk * 8);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const uint32_t window = to[w];
-      float low = out[2 * w] * factor;
-      float high = out[2 * w + 1] * factor;
-      if (gate.per_element) {
-        low *= GateValue(gate, row, h, args.v_head_dim, chunk * 8 + 2 * w);
-        high *= GateValue(gate, row, h, args.v_head_dim, chunk * 8 + 2 * w + 1);
-      }
-      to[w] = PackBf16(low + Bf16(static_cast<uint16_t>(window)),
-                       high + Bf16(static_cast<uint16_t>(window >> 16)));
+    if (warpgroup <= kByBlockConsumers) {
+      ByBlockConsumer<kDim, kVDim, Shared>(args, plan, shared, warpgroup - 1).Run();
+    } else {
+      MergeParts<kVDim>(args, plan);
     }
   }
 }
@@ -175,17 +86,18 @@ cudaError_t Launch(const WindowSparseArgs& args, const ByBlockPlan& plan, int nu
   ByBlockMaps maps;
   cudaError_t error = EncodeMaps(args, &maps);
   if (error != cudaSuccess) return error;
-  ByBlockPart part;
-  for (part.pass = 0; part.pass < plan.num_passes; ++part.pass) {
-    for (part.first_group = 0; part.first_group < args.num_kv_heads;
-         part.first_group += plan.pass_groups) {
-      part.num_groups = std::min(plan.pass_groups, args.num_kv_heads - part.first_group);
-      ByBlockKernel<kDim, kVDim, kQueryStages>
-          <<<num_sms, kThreads, kBytes, stream>>>(args, plan, part, maps);
-      MergeKernel<<<num_sms * 8, kMergeThreads, 0, stream>>>(args, plan, part);
-    }
-  }
-  return cudaGetLastError();
+  // Thread blocks wait for each other, so all must run at once.
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(num_sms));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, ByBlockKernel<kDim, kVDim, kQueryStages>, args, plan, maps);
 }
 
 }  // namespace

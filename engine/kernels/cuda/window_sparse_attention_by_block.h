@@ -1,7 +1,7 @@
 // The second class of prefill kernels of WindowSparseAttention: for tiles whose tokens select
 // different blocks. The selections are inverted (block -> rows that chose it), every block is loaded
-// once for many rows, and each (row, selected block) leaves a partial result that a last kernel
-// merges. Its cost does not depend on how alike neighbours choose; that of the tile kernel does.
+// once for many rows, and each (row, selected block) leaves a partial result; those of a row are
+// then merged. The cost does not depend on how alike neighbours choose; that of the tile kernel does.
 //
 // A planner kernel chooses the class of each tile and kv head from the number of blocks in the
 // tile's union, on the device. Rows are taken in passes so that the partial results stay bounded.
@@ -38,27 +38,32 @@ struct alignas(8) ListEntry {
   uint16_t keys;        // of the block that the row sees, 1 .. 64
 };
 
-// Sizes and memory of one call; lists are per (pass, kv head), "block" counts over the blocks of
-// all sequences that are the prefill kernels'.
+// Sizes and memory of one call. The rows of the step are taken in passes; a part is a pass and a kv
+// head, and part p's partial results lie in buffer p % 2. "Block" counts over the blocks of all
+// sequences that are the prefill kernels'.
 struct ByBlockPlan {
   int min_rows = 0;  // sequences with more rows
   int num_tiles = 0;
   int tile_tokens = 0;
   int num_blocks = 0;
   int max_blocks = 0;  // of one sequence
-  int num_passes = 0;
+  int num_parts = 0;
   int pass_rows = 0;
-  int pass_groups = 0;  // kv heads whose partial results are kept at once
-  int list_items = 0;   // room of an item list
+  int part_items = 0;  // room of a part's items
+  // Zeroed first.
+  uint8_t* by_block = nullptr;  // [rows][kv heads] 1: this class
+  int32_t* counts = nullptr;    // [parts][num_blocks] rows of a block, then where they begin
+  int32_t* any = nullptr;       // 1: some tile is of this class
+  int32_t* stored = nullptr;    // [parts] thread blocks whose partial results are in place
+  int32_t* merged = nullptr;    // [parts] thread blocks that need them no more
+  // Not zeroed.
   int32_t* tile_begin = nullptr;   // [num_seqs + 1]
   int32_t* block_begin = nullptr;  // [num_seqs + 1]
-  uint8_t* by_block = nullptr;     // [rows][kv heads] 1: this class
-  int32_t* counts = nullptr;       // [passes][kv heads][num_blocks] rows of a block, then their begin
   int32_t* ranks = nullptr;        // [rows][kv heads][slots] place among the block's rows
-  ListEntry* entries = nullptr;    // [passes][kv heads][pass_rows * slots]
-  BlockItem* items = nullptr;      // [passes][kv heads][list_items]
-  int32_t* num_items = nullptr;    // [passes][kv heads]
-  uint16_t* partial = nullptr;     // [pass_rows][pass_groups][slots][heads of group][v_head_dim]
+  ListEntry* entries = nullptr;    // [parts][pass_rows * slots]
+  BlockItem* items = nullptr;      // [parts][part_items]
+  int32_t* num_items = nullptr;    // [parts]
+  uint16_t* partial = nullptr;     // [2][pass_rows][slots][heads of group][v_head_dim]
   float* partial_lse = nullptr;    // the same without the last; log2 domain
 };
 

@@ -13,7 +13,7 @@ namespace {
 constexpr int kPlanWarps = 4;
 constexpr int kItemThreads = 1024;
 constexpr int kMinRows = 256;        // fewer: the extra launches cost more than they save
-constexpr int kMinPassRows = 4096;
+constexpr int kMinPassRows = 2048;
 constexpr int kListRows = 64;        // rows that a block's list should have, to share its copy
 constexpr int kMaxBitmapBytes = 48 * 1024;
 
@@ -121,17 +121,17 @@ __global__ void __launch_bounds__(kPlanWarps * 32)
   const float block_bytes = static_cast<float>(BlockBytes(args));
   const bool by_block = distinct * block_bytes > pairs * (PairBytes(args) + block_bytes / list);
   if (!by_block) return;
+  if (lane == 0) atomicOr(plan.any, 1);
   for (int t = lane; t < tokens; t += 32) {
     plan.by_block[int64_t{row0 + t} * args.num_kv_heads + kv_head] = 1;
   }
   for (int i = lane; i < count; i += 32) {
     const int block = block_of(i, index);
     if (block < 0) continue;
-    const int pass = (row0 + i / slots) / plan.pass_rows;
-    plan.ranks[index] =
-        atomicAdd(&plan.counts[(int64_t{pass} * args.num_kv_heads + kv_head) * plan.num_blocks +
-                               plan.block_begin[seq] + block],
-                  1);
+    const int64_t part =
+        int64_t{(row0 + i / slots) / plan.pass_rows} * args.num_kv_heads + kv_head;
+    plan.ranks[index] = atomicAdd(
+        &plan.counts[part * plan.num_blocks + plan.block_begin[seq] + block], 1);
   }
 }
 
@@ -161,12 +161,13 @@ __device__ uint64_t SumBefore(uint64_t value, uint64_t* total) {
   return before + up_to - value;
 }
 
-// A thread block for each list: where each block's rows begin, and the items.
+// A thread block for each part: where each block's rows begin, and the items.
 __global__ void __launch_bounds__(kItemThreads)
     ItemKernel(const WindowSparseArgs args, const ByBlockPlan plan) {
-  const int64_t list = blockIdx.x;
-  int32_t* counts = plan.counts + list * plan.num_blocks;
-  BlockItem* items = plan.items + list * plan.list_items;
+  if (*plan.any == 0) return;
+  const int64_t part = blockIdx.x;
+  int32_t* counts = plan.counts + part * plan.num_blocks;
+  BlockItem* items = plan.items + part * plan.part_items;
   const int tile = ByBlockTokens(args.num_heads / args.num_kv_heads);
   uint64_t sum = 0;
   for (int base = 0; base < plan.num_blocks; base += kItemThreads) {
@@ -194,11 +195,12 @@ __global__ void __launch_bounds__(kItemThreads)
       items[static_cast<int>(before >> 32) + i] = item;
     }
   }
-  if (threadIdx.x == 0) plan.num_items[list] = static_cast<int>(sum >> 32);
+  if (threadIdx.x == 0) plan.num_items[part] = static_cast<int>(sum >> 32);
 }
 
 // A thread for each (row, kv head, slot).
 __global__ void EntryKernel(const WindowSparseArgs args, const ByBlockPlan plan) {
+  if (*plan.any == 0) return;
   const int slots = args.selected_blocks;
   const int64_t total = int64_t{args.num_rows} * args.num_kv_heads * slots;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < total;
@@ -209,11 +211,11 @@ __global__ void EntryKernel(const WindowSparseArgs args, const ByBlockPlan plan)
     const int block = args.selection[i];
     const int visible = args.positions[row] + 1 - block * kSparseBlock;
     if (block < 0 || visible <= 0) continue;
-    const int64_t list =
+    const int64_t part =
         int64_t{row / plan.pass_rows} * args.num_kv_heads + (pair - row * args.num_kv_heads);
     const int key = plan.block_begin[args.row_seq[row]] + block;
-    const int place = plan.counts[list * plan.num_blocks + key] + plan.ranks[i];
-    plan.entries[list * plan.pass_rows * slots + place] = {
+    const int place = plan.counts[part * plan.num_blocks + key] + plan.ranks[i];
+    plan.entries[part * plan.pass_rows * slots + place] = {
         row, static_cast<uint16_t>(i - int64_t{pair} * slots),
         static_cast<uint16_t>(min(visible, kSparseBlock))};
   }
@@ -244,36 +246,36 @@ ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWor
   plan.num_blocks = work.num_blocks;
   plan.max_blocks = work.max_blocks;
   const int64_t row_bytes = int64_t{slots} * heads * (2 * args.v_head_dim + 4);  // of a kv head
-  int64_t rows = std::max<int64_t>(kMinPassRows, int64_t{kListRows} * work.max_blocks / slots);
-  rows = std::min<int64_t>({rows, args.num_rows,
-                            static_cast<int64_t>(kSparsePartialBytes) / row_bytes});
-  plan.num_passes = CeilDiv(args.num_rows, rows);
-  plan.pass_rows = CeilDiv(args.num_rows, plan.num_passes);
-  const int64_t groups = static_cast<int64_t>(kSparsePartialBytes) / (plan.pass_rows * row_bytes);
-  plan.pass_groups = CeilDiv(
-      args.num_kv_heads, CeilDiv(args.num_kv_heads, std::min<int64_t>(groups, args.num_kv_heads)));
-  const int64_t list_pairs = int64_t{plan.pass_rows} * slots;
-  plan.list_items = static_cast<int>(std::min<int64_t>(work.num_blocks, list_pairs) +
-                                     list_pairs / (ByBlockTokens(heads) * kMaxItemTiles) + 1);
+  const int64_t rows = std::min<int64_t>(
+      {std::max<int64_t>(kMinPassRows, int64_t{kListRows} * work.max_blocks / slots),
+       args.num_rows, static_cast<int64_t>(kSparsePartialBytes / 2) / row_bytes});
+  const int passes = CeilDiv(args.num_rows, rows);
+  plan.pass_rows = CeilDiv(args.num_rows, passes);
+  plan.num_parts = passes * args.num_kv_heads;
+  const int64_t part_pairs = int64_t{plan.pass_rows} * slots;
+  plan.part_items = static_cast<int>(std::min<int64_t>(work.num_blocks, part_pairs) +
+                                     part_pairs / (ByBlockTokens(heads) * kMaxItemTiles) + 1);
 
   size_t used = 0;
   const auto place = [&](auto*& array, int64_t count) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(workspace + used);
     used += (static_cast<size_t>(count) * sizeof(*array) + 255) / 256 * 256;
   };
-  const int64_t lists = int64_t{plan.num_passes} * args.num_kv_heads;
+  const int64_t parts = plan.num_parts;
   const int64_t pairs = int64_t{args.num_rows} * args.num_kv_heads;
-  place(plan.by_block, pairs);  // these two are zeroed together
-  place(plan.counts, lists * plan.num_blocks);
+  place(plan.by_block, pairs);
+  place(plan.counts, parts * plan.num_blocks);
+  place(plan.any, 1);
+  place(plan.stored, parts);
+  place(plan.merged, parts);
   place(plan.tile_begin, args.num_seqs + 1);
   place(plan.block_begin, args.num_seqs + 1);
   place(plan.ranks, pairs * slots);
-  place(plan.entries, lists * list_pairs);
-  place(plan.items, lists * plan.list_items);
-  place(plan.num_items, lists);
-  const int64_t partials = list_pairs * plan.pass_groups * heads;
-  place(plan.partial_lse, partials);
-  place(plan.partial, partials * args.v_head_dim);
+  place(plan.entries, parts * part_pairs);
+  place(plan.items, parts * plan.part_items);
+  place(plan.num_items, parts);
+  place(plan.partial_lse, 2 * part_pairs * heads);
+  place(plan.partial, 2 * part_pairs * heads * args.v_head_dim);
   *bytes = used;
   return plan;
 }
@@ -289,7 +291,7 @@ cudaError_t LaunchByBlockPlan(const WindowSparseArgs& args, const ByBlockPlan& p
   const int work = plan.num_tiles * args.num_kv_heads;
   ChooseKernel<<<CeilDiv(work, kPlanWarps), kPlanWarps * 32, kPlanWarps * words * 4, stream>>>(
       args, plan);
-  ItemKernel<<<plan.num_passes * args.num_kv_heads, kItemThreads, 0, stream>>>(args, plan);
+  ItemKernel<<<plan.num_parts, kItemThreads, 0, stream>>>(args, plan);
   const int64_t entries = int64_t{args.num_rows} * args.num_kv_heads * args.selected_blocks;
   EntryKernel<<<std::min(CeilDiv(entries, 256), 2048), 256, 0, stream>>>(args, plan);
   return cudaGetLastError();
