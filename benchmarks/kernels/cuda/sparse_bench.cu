@@ -75,8 +75,8 @@ double ByBlockShare(const SparseCase& test) {
   const window_sparse::ByBlockPlan plan =
       window_sparse::MakeByBlockPlan(test.args(), work, Workspace(bytes), &bytes);
   const size_t count = size_t(test.args().num_rows) * test.args().num_kv_heads;
-  const std::vector<uint8_t> flags = hyserve::bench::Download(plan.by_block, count);
-  return static_cast<double>(std::count(flags.begin(), flags.end(), 1)) / count;
+  const std::vector<uint64_t> flags = hyserve::bench::Download(plan.by_block, count);
+  return static_cast<double>(count - std::count(flags.begin(), flags.end(), 0)) / count;
 }
 
 int ShortRows(const SparseCase& test) {

@@ -59,8 +59,8 @@ struct ByBlockShared {
   };
   alignas(1024) Block blocks[kBlockStages];
   QueryTile tiles[kQueryStages];
-  uint64_t q_full[kQueryStages];
-  uint64_t q_empty[kQueryStages];
+  uint64_t q_full[kQueryStages];   // every lane of the producer, and the bytes
+  uint64_t q_empty[kQueryStages];  // every thread of a consumer
   uint64_t block_full[kBlockStages];
   uint64_t block_empty[kBlockStages];  // 4 warps x kMaxItemTiles; the producer makes up the rest
 };
@@ -83,7 +83,7 @@ class ByBlockProducer {
     const int grid = static_cast<int>(gridDim.x);
     int first = blockIdx.x;  // item of the part
     for (int part = 0; part < plan_.num_parts; ++part) {
-      const int kv_head = part % args_.num_kv_heads;
+      const int kv_head = part / plan_.num_passes;
       const int total = plan_.num_items[part];
       const BlockItem* items = plan_.items + int64_t{part} * plan_.part_items;
       const ListEntry* entries =
@@ -110,11 +110,8 @@ class ByBlockProducer {
   __device__ void EndPart() {
     for (int consumer = 0; consumer < kByBlockConsumers; ++consumer) {
       hopper::BarrierWaitIdle(&shared_.q_empty[q_.stage], q_.parity ^ 1);
-      if (lane_ == 0) {
-        shared_.tiles[q_.stage].tokens = 0;
-        hopper::BarrierArrive(&shared_.q_full[q_.stage]);
-      }
-      __syncwarp();
+      if (lane_ == 0) shared_.tiles[q_.stage].tokens = 0;
+      hopper::BarrierArrive(&shared_.q_full[q_.stage]);
       q_.Advance();
     }
   }
@@ -142,7 +139,9 @@ class ByBlockProducer {
                              (lane_ + 32 < tokens && (high >> 48) < kSparseBlock);
       const bool all_visible = !__any_sync(~0u, part_seen);
       __syncwarp();
-      if (lane_ == 0) {
+      if (lane_ != 0) {
+        hopper::BarrierArrive(&shared_.q_full[q_.stage]);
+      } else {
         tile.tokens = tokens;
         tile.block_stage = block_.stage;
         tile.block_parity = block_.parity;
@@ -229,7 +228,7 @@ class ByBlockConsumer {
       // Part - 2 had the same buffer.
       if (part >= 2 && lane_ == 0) WaitForAll(plan_.merged + part - 2);
       __syncwarp();
-      const int first_row = part / args_.num_kv_heads * plan_.pass_rows;
+      const int first_row = part % plan_.num_passes * plan_.pass_rows;
       const int buffer_rows = part % 2 * plan_.pass_rows;
       while (true) {
         hopper::BarrierWait(&shared_.q_full[q.stage], q.parity);
@@ -249,8 +248,7 @@ class ByBlockConsumer {
           Store(q.stage, place);
           hopper::FenceSharedForAsync();
         }
-        __syncwarp();
-        if (lane_ == 0) hopper::BarrierArrive(&shared_.q_empty[q.stage]);
+        hopper::BarrierArrive(&shared_.q_empty[q.stage]);
         for (int i = 0; i < kByBlockConsumers; ++i) q.Advance();
         if (tokens == 0) break;
       }

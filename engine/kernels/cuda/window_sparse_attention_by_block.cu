@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       memory + (1024 - hopper::SharedAddress(memory) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kQueryStages; ++i) {
-      hopper::BarrierInit(&shared.q_full[i], 1);
-      hopper::BarrierInit(&shared.q_empty[i], 4);
+      hopper::BarrierInit(&shared.q_full[i], 32);
+      hopper::BarrierInit(&shared.q_empty[i], hopper::kWarpgroupThreads);
     }
     for (int i = 0; i < kBlockStages; ++i) {
       hopper::BarrierInit(&shared.block_full[i], 1);

@@ -38,8 +38,8 @@ struct alignas(8) ListEntry {
   uint16_t keys;        // of the block that the row sees, 1 .. 64
 };
 
-// Sizes and memory of one call. The rows of the step are taken in passes; a part is a pass and a kv
-// head, and part p's partial results lie in buffer p % 2. "Block" counts over the blocks of all
+// Sizes and memory of one call. The rows of the step are taken in passes; a part is a kv head and
+// a pass (p = kv head * num_passes + pass), and part p's partial results lie in buffer p % 2. "Block" counts over the blocks of all
 // sequences that are the prefill kernels'.
 struct ByBlockPlan {
   int min_rows = 0;  // sequences with more rows
@@ -47,15 +47,16 @@ struct ByBlockPlan {
   int tile_tokens = 0;
   int num_blocks = 0;
   int max_blocks = 0;  // of one sequence
+  int num_passes = 0;
   int num_parts = 0;
   int pass_rows = 0;
   int part_items = 0;  // room of a part's items
   // Zeroed first.
-  uint8_t* by_block = nullptr;  // [rows][kv heads] 1: this class
-  int32_t* counts = nullptr;    // [parts][num_blocks] rows of a block, then where they begin
-  int32_t* any = nullptr;       // 1: some tile is of this class
-  int32_t* stored = nullptr;    // [parts] thread blocks whose partial results are in place
-  int32_t* merged = nullptr;    // [parts] thread blocks that need them no more
+  uint64_t* by_block = nullptr;  // [rows][kv heads] slots that go by block
+  int32_t* counts = nullptr;     // [parts][num_blocks] rows of a block, then where they begin
+  int32_t* any = nullptr;        // 1: some tile is of this class
+  int32_t* stored = nullptr;     // [parts] thread blocks whose partial results are in place
+  int32_t* merged = nullptr;     // [parts] thread blocks that need them no more
   // Not zeroed.
   int32_t* tile_begin = nullptr;   // [num_seqs + 1]
   int32_t* block_begin = nullptr;  // [num_seqs + 1]

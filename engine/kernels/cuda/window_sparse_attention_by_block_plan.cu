@@ -123,13 +123,19 @@ __global__ void __launch_bounds__(kPlanWarps * 32)
   if (!by_block) return;
   if (lane == 0) atomicOr(plan.any, 1);
   for (int t = lane; t < tokens; t += 32) {
-    plan.by_block[int64_t{row0 + t} * args.num_kv_heads + kv_head] = 1;
+    const int64_t pair = int64_t{row0 + t} * args.num_kv_heads + kv_head;
+    uint64_t valid = 0;
+    for (int slot = 0; slot < slots; ++slot) {
+      const int block = args.selection[pair * slots + slot];
+      if (block >= 0 && block <= (position + t) / kSparseBlock) valid |= uint64_t{1} << slot;
+    }
+    plan.by_block[pair] = valid;
   }
   for (int i = lane; i < count; i += 32) {
     const int block = block_of(i, index);
     if (block < 0) continue;
     const int64_t part =
-        int64_t{(row0 + i / slots) / plan.pass_rows} * args.num_kv_heads + kv_head;
+        int64_t{kv_head} * plan.num_passes + (row0 + i / slots) / plan.pass_rows;
     plan.ranks[index] = atomicAdd(
         &plan.counts[part * plan.num_blocks + plan.block_begin[seq] + block], 1);
   }
@@ -212,7 +218,7 @@ __global__ void EntryKernel(const WindowSparseArgs args, const ByBlockPlan plan)
     const int visible = args.positions[row] + 1 - block * kSparseBlock;
     if (block < 0 || visible <= 0) continue;
     const int64_t part =
-        int64_t{row / plan.pass_rows} * args.num_kv_heads + (pair - row * args.num_kv_heads);
+        int64_t{pair - row * args.num_kv_heads} * plan.num_passes + row / plan.pass_rows;
     const int key = plan.block_begin[args.row_seq[row]] + block;
     const int place = plan.counts[part * plan.num_blocks + key] + plan.ranks[i];
     plan.entries[part * plan.pass_rows * slots + place] = {
@@ -249,9 +255,9 @@ ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWor
   const int64_t rows = std::min<int64_t>(
       {std::max<int64_t>(kMinPassRows, int64_t{kListRows} * work.max_blocks / slots),
        args.num_rows, static_cast<int64_t>(kSparsePartialBytes / 2) / row_bytes});
-  const int passes = CeilDiv(args.num_rows, rows);
-  plan.pass_rows = CeilDiv(args.num_rows, passes);
-  plan.num_parts = passes * args.num_kv_heads;
+  plan.num_passes = CeilDiv(args.num_rows, rows);
+  plan.pass_rows = CeilDiv(args.num_rows, plan.num_passes);
+  plan.num_parts = plan.num_passes * args.num_kv_heads;
   const int64_t part_pairs = int64_t{plan.pass_rows} * slots;
   plan.part_items = static_cast<int>(std::min<int64_t>(work.num_blocks, part_pairs) +
                                      part_pairs / (ByBlockTokens(heads) * kMaxItemTiles) + 1);

@@ -7,77 +7,77 @@
 
 namespace hyserve::kernels::cuda::window_sparse {
 
-inline constexpr int kMergeSlots = 8;  // partial results in flight in a thread
+inline constexpr int kMergeSlots = 16;  // partial results in flight in a thread
 
-// Eight elements of one (row, head), from `chunk * 8` on: softmax over the row's blocks, sink, gate;
-// adds to the window branch in `out`. place: of the row's first slot and this head.
+// Eight elements of one (row, head), from `chunk * 8` on: softmax over the row's blocks (bits of
+// `slots`), sink, gate; adds to the window branch in `out`. lse, partial: of slot 0.
 template <int kVDim>
-__device__ __forceinline__ void MergeRow(const WindowSparseArgs& args, const ByBlockPlan& plan,
-                                         int row, int kv_head, int head, int chunk,
-                                         int64_t place) {
-  const int heads = args.num_heads / args.num_kv_heads;
-  const int slots = args.selected_blocks;
-  const int32_t* selection =
-      args.selection + (int64_t{row} * args.num_kv_heads + kv_head) * slots;
-  const int newest = args.positions[row] / kSparseBlock;
-  const float* lse = plan.partial_lse + place;
-  const uint16_t* partial = plan.partial + place * kVDim + chunk * 8;
+__device__ __forceinline__ void MergeRow(const WindowSparseArgs& args, uint64_t slots, int64_t row,
+                                         int head, int chunk, int heads, const float* lse,
+                                         const uint16_t* partial) {
+  auto* to = reinterpret_cast<uint32_t*>(args.out + row * args.out_stride +
+                                         int64_t{head} * kVDim + chunk * 8);
+  uint32_t window[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) window[w] = to[w];
   float max = -INFINITY;
   float sum = 0.0f;
   float out[8] = {};
 #pragma unroll 1
-  for (int begin = 0; begin < slots; begin += kMergeSlots) {
+  for (int begin = 0; (slots >> begin) != 0; begin += kMergeSlots) {
     float logit[kMergeSlots];
     uint4 value[kMergeSlots];
-    float top = max;
 #pragma unroll
     for (int j = 0; j < kMergeSlots; ++j) {
-      const int slot = begin + j;
-      const int block = slot < slots ? selection[slot] : -1;
-      const bool valid = block >= 0 && block <= newest;
+      const int64_t place = int64_t{begin + j} * heads;
+      const bool valid = ((slots >> (begin + j)) & 1) != 0;
       // Past the L1 cache, which may hold what lay there two parts ago.
-      logit[j] = valid ? __ldcg(lse + slot * heads) : -INFINITY;
-      value[j] = valid ? __ldcg(reinterpret_cast<const uint4*>(
-                             partial + int64_t{slot} * heads * kVDim))
+      logit[j] = valid ? __ldcg(lse + place) : -INFINITY;
+      value[j] = valid ? __ldcg(reinterpret_cast<const uint4*>(partial + place * kVDim))
                        : make_uint4(0, 0, 0, 0);
     }
+    float top = max;
 #pragma unroll
     for (int j = 0; j < kMergeSlots; ++j) top = fmaxf(top, logit[j]);
-    if (top == -INFINITY) continue;
-    const float shrink = hopper::Exp2(max - top);
-    max = top;
-    sum *= shrink;
+    if (top != -INFINITY) {
+      const float shrink = hopper::Exp2(max - top);
+      max = top;
+      sum *= shrink;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) out[e] *= shrink;
+      for (int e = 0; e < 8; ++e) out[e] *= shrink;
 #pragma unroll
-    for (int j = 0; j < kMergeSlots; ++j) {
-      const float weight = hopper::Exp2(logit[j] - top);
-      sum += weight;
-      const uint32_t words[4] = {value[j].x, value[j].y, value[j].z, value[j].w};
+      for (int j = 0; j < kMergeSlots; ++j) {
+        const float weight = hopper::Exp2(logit[j] - top);
+        sum += weight;
+        const uint32_t words[4] = {value[j].x, value[j].y, value[j].z, value[j].w};
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        out[e] = fmaf(weight, Bf16(static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))), out[e]);
+        for (int e = 0; e < 8; ++e) {
+          out[e] =
+              fmaf(weight, Bf16(static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))), out[e]);
+        }
       }
     }
+    if (begin + kMergeSlots >= 64) break;
   }
-  const int h = kv_head * heads + head;
-  float factor = SoftmaxFactor(max, sum, args.sparse_sink, h);
+  float factor = SoftmaxFactor(max, sum, args.sparse_sink, head);
   const SparseGate& gate = args.sparse_gate;
-  if (!gate.per_element) factor *= GateValue(gate, row, h, kVDim, 0);
-  auto* to = reinterpret_cast<uint32_t*>(args.out + row * args.out_stride + int64_t{h} * kVDim +
-                                         chunk * 8);
+  if (!gate.per_element) factor *= GateValue(gate, row, head, kVDim, 0);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    const uint32_t window = to[w];
     float low = out[2 * w] * factor;
     float high = out[2 * w + 1] * factor;
     if (gate.per_element) {
-      low *= GateValue(gate, row, h, kVDim, chunk * 8 + 2 * w);
-      high *= GateValue(gate, row, h, kVDim, chunk * 8 + 2 * w + 1);
+      low *= GateValue(gate, row, head, kVDim, chunk * 8 + 2 * w);
+      high *= GateValue(gate, row, head, kVDim, chunk * 8 + 2 * w + 1);
     }
-    to[w] = PackBf16(low + Bf16(static_cast<uint16_t>(window)),
-                     high + Bf16(static_cast<uint16_t>(window >> 16)));
+    to[w] = PackBf16(low + Bf16(static_cast<uint16_t>(window[w])),
+                     high + Bf16(static_cast<uint16_t>(window[w] >> 16)));
   }
+}
+
+// Drops a 128-byte line from the L2 cache without writing it to memory: nobody reads it again.
+__device__ __forceinline__ void DiscardLine(const void* line) {
+  asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }
 
 // The whole warpgroup.
@@ -85,24 +85,36 @@ template <int kVDim>
 __device__ __forceinline__ void MergeParts(const WindowSparseArgs& args, const ByBlockPlan& plan) {
   constexpr int kChunks = kVDim / 8;
   const int thread = threadIdx.x % hopper::kWarpgroupThreads;
+  const int lane = threadIdx.x % 32;
   const int heads = args.num_heads / args.num_kv_heads;
   const int per_row = heads * kChunks;
   for (int part = 0; part < plan.num_parts; ++part) {
-    if (threadIdx.x % 32 == 0) WaitForAll(plan.stored + part);
+    if (lane == 0) WaitForAll(plan.stored + part);
     __syncwarp();
-    const int pass = part / args.num_kv_heads;
-    const int kv_head = part - pass * args.num_kv_heads;
-    const int first_row = pass * plan.pass_rows;
+    const int kv_head = part / plan.num_passes;
+    const int first_row = (part - kv_head * plan.num_passes) * plan.pass_rows;
     const int total = min(plan.pass_rows, args.num_rows - first_row) * per_row;
-    for (int i = blockIdx.x * hopper::kWarpgroupThreads + thread; i < total;
-         i += gridDim.x * hopper::kWarpgroupThreads) {
+    for (int begin = blockIdx.x * hopper::kWarpgroupThreads + thread - lane; begin < total;
+         begin += gridDim.x * hopper::kWarpgroupThreads) {
+      const int i = begin + lane;
       const int local_row = i / per_row;
-      const int row = first_row + local_row;
-      if (plan.by_block[int64_t{row} * args.num_kv_heads + kv_head] == 0) continue;
+      const int64_t row = first_row + local_row;
       const int head = (i - local_row * per_row) / kChunks;
+      const int chunk = i % kChunks;
       const int64_t place =
           int64_t{part % 2 * plan.pass_rows + local_row} * args.selected_blocks * heads + head;
-      MergeRow<kVDim>(args, plan, row, kv_head, head, i % kChunks, place);
+      const uint16_t* partial = plan.partial + place * kVDim + chunk * 8;
+      const uint64_t slots = i < total ? plan.by_block[row * args.num_kv_heads + kv_head] : 0;
+      if (slots != 0) {
+        MergeRow<kVDim>(args, slots, row, kv_head * heads + head, chunk, heads,
+                        plan.partial_lse + place, partial);
+      }
+      __syncwarp();
+      if (chunk % 8 == 0) {
+        for (uint64_t left = slots; left != 0; left &= left - 1) {
+          DiscardLine(partial + int64_t{__ffsll(static_cast<long long>(left)) - 1} * heads * kVDim);
+        }
+      }
     }
     hopper::NamedBarrierSync(2, hopper::kWarpgroupThreads);
     if (thread == 0) {

@@ -66,14 +66,13 @@ class Planner {
     const int position = tile_position_ + lane_;  // of this lane's token
     const bool is_token = lane_ < tokens_;
     // The selection of this lane's token: the head of what is left of it and the entry after that.
-    const bool by_block = plan_.by_block != nullptr &&
-                          plan_.by_block[int64_t{row_begin_ + token_begin_} * args_.num_kv_heads +
-                                         kv_head_] != 0;
+    const int64_t pair =
+        int64_t{row_begin_ + token_begin_ + lane_} * args_.num_kv_heads + kv_head_;
+    const bool by_block = __any_sync(
+        ~0u, plan_.by_block != nullptr && is_token && plan_.by_block[pair] != 0);
     const int selected =
         args_.selection == nullptr || !is_token || by_block ? 0 : args_.selected_blocks;
-    const int32_t* list =
-        args_.selection + (int64_t{row_begin_ + token_begin_ + lane_} * args_.num_kv_heads +
-                           kv_head_) * args_.selected_blocks;
+    const int32_t* list = args_.selection + pair * args_.selected_blocks;
     int taken = 0;
     int head = selected > 0 ? list[0] : -1;
     int next = selected > 1 ? list[1] : -1;

@@ -65,6 +65,28 @@ struct PlannedBlock {
 };
 inline constexpr int kPlanDepth = 16;
 
+// A struct in shared memory for the whole warp, read by lane 0, which also releases its place.
+template <typename T>
+__device__ __forceinline__ T ReadForWarp(const T& shared) {
+  static_assert(sizeof(T) % 16 == 0);
+  union {
+    uint4 quads[sizeof(T) / 16];
+    uint32_t words[sizeof(T) / 4];
+    T value;
+  } copy = {};
+  if (threadIdx.x % 32 == 0) {
+#pragma unroll
+    for (size_t i = 0; i < sizeof(T) / 16; ++i) {
+      copy.quads[i] = reinterpret_cast<const uint4*>(&shared)[i];
+    }
+  }
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / 4; ++i) {
+    copy.words[i] = __shfl_sync(~0u, copy.words[i], 0);
+  }
+  return copy.value;
+}
+
 template <int kDim, int kVDim, int kStages>
 struct PrefillShared {
   static constexpr int kKeySlabs = kDim / 64;
@@ -98,8 +120,9 @@ struct PrefillMaps {
 struct PrefillPlan {
   int min_rows = 0;  // sequences with more rows are this kernel's
   int num_tiles = 0;
-  // [rows][kv heads], or null: where not 0, the tile's sparse branch is the by-block kernels'.
-  const uint8_t* by_block = nullptr;
+  // [rows][kv heads], or null: where not 0, the sparse branch of the row's tile is the by-block
+  // kernel's.
+  const uint64_t* by_block = nullptr;
 };
 
 }  // namespace hyserve::kernels::cuda::window_sparse
