@@ -155,7 +155,8 @@ void CheckAll(bool tiny) {
       {{4095, 1}},
       {{100, 9}, {3, 8}, {5000, 5}, {128, 64}},
       {{5000, 301}, {0, 1}, {7777, 650}, {64, 40}, {4200, 7}},
-      {{0, 8500}}};
+      {{0, 8500}},
+      {{19970, 1030}}};
   if (tiny) steps = {{{0, 70}, {999, 1}, {190, 40}, {300, 3}}, {{5000, 260}, {70, 2}}};
   const std::vector<SparseOptions> variants = {
       {GateKind::kHead, true, true, Pattern::kNeighbours},
@@ -165,7 +166,7 @@ void CheckAll(bool tiny) {
       {GateKind::kHead, true, true, Pattern::kUniform, 3}};
   for (const SparseShape& shape : shapes) {
     for (size_t step = 0; step < steps.size(); ++step) {
-      // The long prompt: the common shapes, chosen alike and not.
+      // Long prompts: the common shapes, chosen alike and not.
       const bool is_long = steps[step][0].rows > 1000;
       if (is_long && shape.selected != 16) continue;
       for (size_t i = 0; i < (tiny || is_long ? 2 : variants.size()); ++i) {

@@ -75,47 +75,33 @@ __device__ __forceinline__ void MergeRow(const WindowSparseArgs& args, uint64_t 
   }
 }
 
-// Drops a 128-byte line from the L2 cache without writing it to memory: nobody reads it again.
-__device__ __forceinline__ void DiscardLine(const void* line) {
-  asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
-}
-
 // The whole warpgroup.
 template <int kVDim>
 __device__ __forceinline__ void MergeParts(const WindowSparseArgs& args, const ByBlockPlan& plan) {
   constexpr int kChunks = kVDim / 8;
   const int thread = threadIdx.x % hopper::kWarpgroupThreads;
-  const int lane = threadIdx.x % 32;
   const int heads = args.num_heads / args.num_kv_heads;
   const int per_row = heads * kChunks;
   for (int part = 0; part < plan.num_parts; ++part) {
-    if (lane == 0) WaitForAll(plan.stored + part);
+    if (threadIdx.x % 32 == 0) WaitForAll(plan.stored + part);
     __syncwarp();
     const int kv_head = part / plan.num_passes;
     const int first_row = (part - kv_head * plan.num_passes) * plan.pass_rows;
     const int total = min(plan.pass_rows, args.num_rows - first_row) * per_row;
-    for (int begin = blockIdx.x * hopper::kWarpgroupThreads + thread - lane; begin < total;
-         begin += gridDim.x * hopper::kWarpgroupThreads) {
-      const int i = begin + lane;
+    for (int i = blockIdx.x * hopper::kWarpgroupThreads + thread; i < total;
+         i += gridDim.x * hopper::kWarpgroupThreads) {
       const int local_row = i / per_row;
       const int64_t row = first_row + local_row;
+      const uint64_t slots = plan.by_block[row * args.num_kv_heads + kv_head];
+      if (slots == 0) continue;
       const int head = (i - local_row * per_row) / kChunks;
       const int chunk = i % kChunks;
       const int64_t place =
           int64_t{part % 2 * plan.pass_rows + local_row} * args.selected_blocks * heads + head;
-      const uint16_t* partial = plan.partial + place * kVDim + chunk * 8;
-      const uint64_t slots = i < total ? plan.by_block[row * args.num_kv_heads + kv_head] : 0;
-      if (slots != 0) {
-        MergeRow<kVDim>(args, slots, row, kv_head * heads + head, chunk, heads,
-                        plan.partial_lse + place, partial);
-      }
-      __syncwarp();
-      if (chunk % 8 == 0) {
-        for (uint64_t left = slots; left != 0; left &= left - 1) {
-          DiscardLine(partial + int64_t{__ffsll(static_cast<long long>(left)) - 1} * heads * kVDim);
-        }
-      }
+      MergeRow<kVDim>(args, slots, row, kv_head * heads + head, chunk, heads,
+                      plan.partial_lse + place, plan.partial + place * kVDim + chunk * 8);
     }
+    __syncwarp();
     hopper::NamedBarrierSync(2, hopper::kWarpgroupThreads);
     if (thread == 0) {
       __threadfence();

@@ -97,15 +97,19 @@ TEST_F(WindowSparseCuda, RowsThatChooseDifferentlyMatchTheFormula) {
 }
 
 // More rows than the partial results of one pass, from the start of a prompt: the first rows see
-// few blocks and go by tile, later ones by block.
+// few blocks and go by tile, later ones by block. Then groups of sixteen heads.
 TEST_F(WindowSparseCuda, ALongPromptThatChoosesDifferentlyMatchesTheFormula) {
-  const AttentionShape shape = Shape(8, 2, 64, 64);
-  const AttentionWorld world(shape, {9001}, 75);
-  AttentionStep step(device_, world, {{0, 0, 9001}});
-  const Variant variant = {true, true, Gate::kHead, 16};
-  const std::vector<int32_t> selection = WindowSparseCase::RandomSelection(world, step, 16);
-  case_.CheckRows(world, step, variant, selection, case_.Run(world, step, variant, selection),
-                  331);
+  for (const auto& [shape, rows] :
+       {std::pair{Shape(8, 2, 64, 64), StepRows{0, 0, 9001}},
+        {Shape(16, 1, 64, 64), StepRows{0, 17990, 1013}}}) {
+    SCOPED_TRACE(shape.Name());
+    const AttentionWorld world(shape, {rows.first_position + rows.num_rows}, 75);
+    AttentionStep step(device_, world, {rows});
+    const Variant variant = {true, true, Gate::kHead, 16};
+    const std::vector<int32_t> selection = WindowSparseCase::RandomSelection(world, step, 16);
+    case_.CheckRows(world, step, variant, selection, case_.Run(world, step, variant, selection),
+                    331);
+  }
 }
 
 TEST_F(WindowSparseCuda, ARowHasTheSameBitsInEveryChunkAndBatchOfItsKernel) {
