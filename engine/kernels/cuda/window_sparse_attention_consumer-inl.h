@@ -40,7 +40,7 @@ class Consumer {
     uint32_t q_parity = 0;
     while (true) {
       hopper::BarrierWait(&shared_.full[ring_.stage], ring_.parity);
-      StageInfo info = shared_.info[ring_.stage];
+      StageInfo info = ReadForWarp(shared_.info[ring_.stage]);
       if (info.flags & kEndOfWork) return;
       hopper::BarrierWait(&shared_.q_full, q_parity);
       q_parity ^= 1;
@@ -60,7 +60,7 @@ class Consumer {
           Reset();
         }
         hopper::BarrierWait(&shared_.full[ring_.stage], ring_.parity);
-        info = shared_.info[ring_.stage];
+        info = ReadForWarp(shared_.info[ring_.stage]);
       }
     }
   }

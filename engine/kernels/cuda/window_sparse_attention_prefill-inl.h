@@ -65,6 +65,28 @@ struct PlannedBlock {
 };
 inline constexpr int kPlanDepth = 16;
 
+// A struct in shared memory for the whole warp, read by lane 0, which also releases its place.
+template <typename T>
+__device__ __forceinline__ T ReadForWarp(const T& shared) {
+  static_assert(sizeof(T) % 16 == 0);
+  union {
+    uint4 quads[sizeof(T) / 16];
+    uint32_t words[sizeof(T) / 4];
+    T value;
+  } copy = {};
+  if (threadIdx.x % 32 == 0) {
+#pragma unroll
+    for (size_t i = 0; i < sizeof(T) / 16; ++i) {
+      copy.quads[i] = reinterpret_cast<const uint4*>(&shared)[i];
+    }
+  }
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / 4; ++i) {
+    copy.words[i] = __shfl_sync(~0u, copy.words[i], 0);
+  }
+  return copy.value;
+}
+
 template <int kDim, int kVDim, int kStages>
 struct PrefillShared {
   static constexpr int kKeySlabs = kDim / 64;

@@ -26,7 +26,7 @@ class Producer {
     uint32_t q_parity = 1;
     while (true) {
       hopper::BarrierWait(&shared_.plan_full[plan.stage], plan.parity);
-      const PlannedBlock block = shared_.plan[plan.stage];
+      const PlannedBlock block = ReadForWarp(shared_.plan[plan.stage]);
       __syncwarp();
       if (lane_ == 0) hopper::BarrierArrive(&shared_.plan_empty[plan.stage]);
       plan.Advance();
