@@ -73,7 +73,9 @@ CudaMemory::~CudaMemory() {
 
 std::string CudaMemory::name() const { return absl::StrCat("cuda:", ordinal_); }
 
-absl::Status CudaMemory::MakeCurrent() { return ToStatus(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+absl::Status CudaMemory::MakeCurrent() {
+  return ToStatus(cudaSetDevice(ordinal_), "cudaSetDevice");
+}
 
 absl::Status CudaMemory::CheckRange(const void* data, size_t bytes) {
   absl::Status status = MakeCurrent();
@@ -153,7 +155,8 @@ absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartCopy(Direction direction, v
 
 absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartChecksum(const void* data, size_t bytes) {
   if (bytes == 0 || Crc32cPartials(bytes) > kMaxPartials) {
-    return absl::InvalidArgumentError(absl::StrCat("a checksum of ", bytes, " bytes at once"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a checksum is of 1 to ", kMaxPartials * kCrcChunkBytes, " bytes; got ", bytes));
   }
   absl::MutexLock lock(&mutex_);
   jobs_.emplace(next_job_, Job{.range = {data, bytes}});
