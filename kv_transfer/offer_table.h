@@ -71,8 +71,8 @@ class OfferTable {
   void Abort(const TransferId& id, ClockTime now, Actions& actions);
   void AbortAll(ClockTime now, Actions& actions);
   void OnControl(EndpointId from, const ControlMessage& message, ClockTime now, Actions& actions);
-  // A send has completed, well or not. Not `possible`: this side cannot send it at all, so the offer
-  // ends (kAborted).
+  // A send has completed, well or not. Not `possible`: this side cannot send it at all, so the
+  // offer ends (kAborted).
   void OnSent(OperationId operation, ClockTime now, Actions& actions, bool possible = true);
   void OnEndpointClosed(EndpointId endpoint, ClockTime now, Actions& actions);
   void OnTimer(ClockTime now, Actions& actions);

@@ -4,10 +4,10 @@
 // Contract of every op:
 // - Row invariance on the CPU: the result of a row is bitwise independent of which other rows are
 //   in the call, of how a prompt was cut into chunks and of the number of threads. So a sequence
-//   gives the same tokens alone, in a batch, chunked, restored from a prefix or handed over. On
-//   CUDA every op is deterministic, and row-invariant within one kernel; which kernel runs depends
-//   on the number of rows (few, many) and of a sequence's rows in the step, so other chunks or
-//   batches may round differently.
+//   gives the same tokens alone, in a batch, chunked, restored from a prefix or handed over.
+// - On CUDA every op is deterministic, and row-invariant within one kernel; which kernel runs
+//   depends on the number of rows (few, many) and of a sequence's rows in the step, so other chunks
+//   or batches may round differently.
 // - Activations are device.activation_dtype(); accumulation is f32. Norm weights, sinks and router
 //   biases are f32.
 // - Inputs and outputs may not overlap unless a comment says so.
@@ -104,8 +104,7 @@ absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params);
 // Mixture of experts with a sigmoid router:
 //   s = sigmoid(logits); chosen = top k of s + correction_bias (ties: lower index);
 //   w = s[chosen], divided by their sum if normalize, times scaling_factor;
-//   out = sum over chosen of w_e * down_e(silu(gate_e x) * up_e x), summed in ascending expert
-//   order.
+//   out = sum over chosen, in ascending order, of w_e * down_e(silu(gate_e x) * up_e x).
 struct MoeParams {
   TensorView x;                           // [num_rows, hidden]
   TensorView router_logits;               // [num_rows, num_experts], f32
@@ -198,12 +197,10 @@ struct FullAttentionParams {
 };
 absl::Status FullAttention(Device& device, const FullAttentionParams& params);
 
-// A sparse layer (window and sparse branch) or a sliding layer (window branch only; selection
-// null):
+// A sparse layer (both branches) or a sliding layer (selection null: the window branch only):
 //   o_w[t,h] = softmax over j in (t - window, t] of scale * q . k'_j, with sink, times v'_j
 //   o_s[t,h] = softmax over visible j of the blocks selection[t, g(h)] of scale * q . K_j, with
-//   sink,
-//              times V_j (K, V: pages of the full layer that the selection came from)
+//              sink, times V_j (K, V: pages of the full layer that the selection came from)
 //   out = sigmoid(sparse_gate) * o_s + sigmoid(window_gate) * o_w; a missing gate counts as 1.
 // A sink b adds exp(b) to the softmax's denominator and has no value.
 struct WindowSparseAttentionParams {

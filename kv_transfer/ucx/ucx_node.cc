@@ -98,7 +98,8 @@ std::string UcxNode::Description() const {
   if (device() != nullptr) {
     const std::string reason = WhyNotDirect();
     absl::StrAppend(&text, "device: ", device()->name(), "\ndevice memory: ",
-                    reason.empty() ? "direct where a peer can be reached" : "staged, " + reason, "\n");
+                    reason.empty() ? "direct where a peer can be reached" : "staged, " + reason,
+                    "\n");
   }
   return text + resources_;
 }

@@ -66,7 +66,9 @@ bool UcxNode::ContinueStaged(Operation* operation) {
   operation->uploaded = true;
   jobs_.Add(device()->StartCopy(DeviceMemory::Direction::kToDevice, operation->data,
                                 operation->slot, operation->length),
-            [this, operation](const absl::Status& status, uint32_t) { Complete(operation, status); });
+            [this, operation](const absl::Status& status, uint32_t) {
+              Complete(operation, status);
+            });
   return true;
 }
 
