@@ -30,13 +30,11 @@ cudaError_t Generic(const SplitAttentionArgs& args) {
 class Workspace {
  public:
   Workspace(const SplitSize& size, const Shape& shape, int sequences, int rows)
-      : Workspace(size, shape.v_dim, shape.kv_heads, sequences, rows) {}
-  Workspace(const SplitSize& size, int v_dim, int kv_heads, int sequences, int rows)
       : maxima_(size.block_maxima + 4),
-        partial_(size.partial_rows * v_dim + 4),
+        partial_(size.partial_rows * shape.v_dim + 4),
         state_(size.partial_rows * 2 + 4),
         offsets_(sequences),
-        tickets_(int64_t{sequences} * rows * kv_heads) {
+        tickets_(int64_t{sequences} * rows * shape.kv_heads) {
     tickets_.Fill(0);
     maxima_.Fill(0xff);
     partial_.Fill(0xff);
