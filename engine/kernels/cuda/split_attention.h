@@ -94,6 +94,7 @@ HYSERVE_HOST_DEVICE inline int CeilDivide(int a, int b) { return (a + b - 1) / b
 HYSERVE_HOST_DEVICE inline int SplitPages(int pages, bool few_rows, int num_kv_heads,
                                           int group_heads, int head_dim) {
   if (!few_rows) return pages <= 64 * 64 ? 64 : CeilDivide(pages, 64);
+  if (pages <= 16) return 16;
   const int places = head_dim > 192 ? 132 : 264;
   const int least = num_kv_heads > 4 ? 16 : 8;
   const int most = group_heads <= 16 ? 32 : 64;
