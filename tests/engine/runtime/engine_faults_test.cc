@@ -276,7 +276,8 @@ TEST(EngineFaultsTest, ShutdownEndsEverySequenceOnce) {
                                   SequenceMode::kDecode};
     for (int id = 0; id < 12; ++id) {
       sinks.push_back(std::make_shared<RecordingSink>());
-      auto request = Request(id, modes[id % 3], Prompt(900, id), {.max_tokens = 1000});
+      auto request = Request(id, modes[id % 3], Prompt(900, id),
+                             {.max_tokens = 1000, .ignore_eos = true});
       ASSERT_TRUE((id % 3 == 2 ? engine->Reserve(request, sinks.back())
                                : engine->Submit(request, sinks.back()))
                       .ok());
