@@ -56,10 +56,10 @@ class Device {
   virtual absl::Status CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
   virtual absl::Status CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
   virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;
-  static constexpr int64_t kMarkers = 64;
   // Names this point among the enqueued ops and copies: a marker is reached when everything before
   // it has finished. Markers are reached in order; the last kMarkers may be asked about. On devices
   // whose ops finish when their functions return, every marker is reached.
+  static constexpr int64_t kMarkers = 64;
   virtual absl::StatusOr<int64_t> Mark() { return 0; }
   virtual absl::StatusOr<bool> Reached(int64_t marker) { return true; }
   virtual absl::Status WaitFor(int64_t marker) { return absl::OkStatus(); }
