@@ -6,8 +6,9 @@
 //   in the call, of how a prompt was cut into chunks and of the number of threads. So a sequence
 //   gives the same tokens alone, in a batch, chunked, restored from a prefix or handed over.
 // - On CUDA every op is deterministic, and row-invariant within one kernel; which kernel runs
-//   depends on the number of rows (few, many) and of a sequence's rows in the step, so other chunks
-//   or batches may round differently.
+//   depends on the number of rows (few, many) and of a sequence's rows in the step, for sparse
+//   layers also on how alike neighbouring rows select, so other chunks or batches may round
+//   differently.
 // - Activations are device.activation_dtype(); accumulation is f32. Norm weights, sinks and router
 //   biases are f32.
 // - Inputs and outputs may not overlap unless a comment says so.

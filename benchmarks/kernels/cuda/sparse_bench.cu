@@ -200,7 +200,9 @@ void TimePrefill(const SparseShape& shape, const SparseRows& rows, Pattern patte
     test.PoisonOutput();
     BENCH_CHECK(Prefill(test, args, 0, classes, stream));
     BENCH_CHECK(cudaStreamSynchronize(stream));
-    if (args.selection != nullptr) Expect(test, test.Sample(0, kAnyRows), "prefill " + shape.Name());
+    if (args.selection != nullptr) {
+      Expect(test, test.Sample(0, kAnyRows), "prefill " + shape.Name());
+    }
     return MicrosecondsEach(
                stream, 1, [&](int) { BENCH_CHECK(Prefill(test, args, 0, classes, stream)); }) /
            1e3;

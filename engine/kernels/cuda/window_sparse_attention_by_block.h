@@ -1,7 +1,7 @@
 // The second class of prefill kernels of WindowSparseAttention: for tiles whose tokens select
-// different blocks. The selections are inverted (block -> rows that chose it), every block is loaded
-// once for many rows, and each (row, selected block) leaves a partial result; those of a row are
-// then merged. The cost does not depend on how alike neighbours choose; that of the tile kernel does.
+// different blocks. The selections are inverted (block -> rows that chose it), every block is
+// loaded once for many rows, and each (row, selected block) leaves a partial result; those of a row
+// are then merged. The cost does not depend on how alike neighbours choose; that of tiles does.
 //
 // A planner kernel chooses the class of each tile and kv head from the number of blocks in the
 // tile's union, on the device. Rows are taken in passes so that the partial results stay bounded.
@@ -39,8 +39,8 @@ struct alignas(8) ListEntry {
 };
 
 // Sizes and memory of one call. The rows of the step are taken in passes; a part is a kv head and
-// a pass (p = kv head * num_passes + pass), and part p's partial results lie in buffer p % 2. "Block" counts over the blocks of all
-// sequences that are the prefill kernels'.
+// a pass (p = kv head * num_passes + pass), and part p's partial results lie in buffer p % 2.
+// "Block" counts over the blocks of all sequences that are the prefill kernels'.
 struct ByBlockPlan {
   int min_rows = 0;  // sequences with more rows
   int num_tiles = 0;

@@ -1,8 +1,9 @@
 // Which tiles go by block, and the lists of rows that chose each block.
 //
-// Places in a list are given out by atomic counters: the order of a list may differ from run to run,
-// but a row's result does not depend on its place.
+// Places in a list are given out by atomic counters: its order may differ from run to run, but a
+// row's result does not depend on its place.
 #include <algorithm>
+#include <type_traits>
 
 #include "engine/kernels/cuda/window_sparse_attention-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_by_block.h"
@@ -12,13 +13,13 @@ namespace {
 
 constexpr int kPlanWarps = 4;
 constexpr int kItemThreads = 1024;
-constexpr int kMinRows = 256;        // fewer: the extra launches cost more than they save
+constexpr int kMinRows = 256;  // fewer: the extra launches cost more than they save
 constexpr int kMinPassRows = 2048;
-constexpr int kListRows = 64;        // rows that a block's list should have, to share its copy
+constexpr int kListRows = 64;  // rows that a block's list should have, to share its copy
 constexpr int kMaxBitmapBytes = 48 * 1024;
 
-// The L2 cache bounds both classes. Bytes of a block of the tile kernel, and of a (row, block) pair by
-// block (queries once, the partial result written and read); a byte of the latter takes about
+// The L2 cache bounds both classes. Bytes of a block of the tile kernel, and of a (row, block) pair
+// by block (queries once, the partial result written and read); a byte of the latter takes about
 // kPairCost times as long (measured on an H200: 1.7 to 2.0 over the shapes of sparse_bench).
 constexpr int kPairCost = 2;
 __host__ __device__ int BlockBytes(const WindowSparseArgs& args) {

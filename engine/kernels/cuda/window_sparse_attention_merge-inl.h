@@ -1,5 +1,5 @@
-// Merges the partial results of the by-block kernel of WindowSparseAttention: one warpgroup of every
-// thread block, part after part, beside the consumers that are a part ahead.
+// Merges the partial results of the by-block kernel of WindowSparseAttention: one warpgroup of
+// every thread block, part after part, beside the consumers that are a part ahead.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_MERGE_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_MERGE_INL_H_
 

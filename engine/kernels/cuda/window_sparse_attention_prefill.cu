@@ -1,5 +1,6 @@
 // WindowSparseAttention of sequences with many rows in the step: a persistent kernel; a thread
-// block is a planner warp, a producer warp and two consumer warpgroups.
+// block is a planner warp, a producer warp and two consumer warpgroups. Where neighbours select too
+// differently it does the window branch alone (window_sparse_attention_by_block.h).
 //
 // Neighbouring tokens select much the same blocks, so a tile of tokens streams the union of their
 // blocks once through shared memory, and masks decide which rows attend to a block. A consumer none
@@ -10,8 +11,8 @@
 #include "engine/kernels/cuda/window_sparse_attention_by_block.h"
 #include "engine/kernels/cuda/window_sparse_attention_consumer-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
-#include "engine/kernels/cuda/window_sparse_attention_planner-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_page_map-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_planner-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_producer-inl.h"
 

@@ -65,12 +65,12 @@ TEST_F(WindowSparseCuda, ALongPromptMatchesTheFormula) {
                   311);
 }
 
-// Long contexts in which every row chooses other blocks: tiles of neighbours would stream nearly the
-// whole context, so these rows go block by block.
+// Long contexts in which every row chooses other blocks: tiles of neighbours would stream nearly
+// the whole context, so these rows go block by block.
 TEST_F(WindowSparseCuda, RowsThatChooseDifferentlyMatchTheFormula) {
   for (const AttentionShape& shape :
-       {Shape(8, 2, 64, 64), Shape(4, 1, 128, 128), Shape(2, 1, 192, 128, 100),
-        Shape(3, 3, 64, 64)}) {
+       {Bf16Shape(8, 2, 64, 64), Bf16Shape(4, 1, 128, 128),
+        Bf16Shape(2, 1, 192, 128, 100), Bf16Shape(3, 3, 64, 64)}) {
     const AttentionWorld world(shape, {12345, 400, 9001, 70}, 74);
     // Chunks that end inside a block, a decode row, rows to verify and a short prompt between them.
     AttentionStep step(device_, world,
@@ -94,8 +94,8 @@ TEST_F(WindowSparseCuda, RowsThatChooseDifferentlyMatchTheFormula) {
 // few blocks and go by tile, later ones by block. Then groups of sixteen heads.
 TEST_F(WindowSparseCuda, ALongPromptThatChoosesDifferentlyMatchesTheFormula) {
   for (const auto& [shape, rows] :
-       {std::pair{Shape(8, 2, 64, 64), StepRows{0, 0, 9001}},
-        {Shape(16, 1, 64, 64), StepRows{0, 17990, 1013}}}) {
+       {std::pair{Bf16Shape(8, 2, 64, 64), StepRows{0, 0, 9001}},
+        std::pair{Bf16Shape(16, 1, 64, 64), StepRows{0, 17990, 1013}}}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {rows.first_position + rows.num_rows}, 75);
     AttentionStep step(device_, world, {rows});
