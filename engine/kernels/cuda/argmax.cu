@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "engine/kernels/cuda/overlap.cuh"
+
 namespace hyserve::kernels::cuda {
 namespace {
 
@@ -20,6 +22,8 @@ __device__ uint64_t Larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 __global__ void __launch_bounds__(kThreads)
     ArgmaxKernel(const float* x, int64_t row_stride, int64_t num_cols, int32_t* token_ids) {
+  LetNextKernelStart();
+  WaitForPriorKernels();
   const float* row = x + blockIdx.x * row_stride;
   uint64_t best = 0;
   int64_t done = 0;
@@ -57,9 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t LaunchArgmax(const float* x, int64_t row_stride, int64_t num_rows, int64_t num_cols,
                          int32_t* token_ids, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
-  ArgmaxKernel<<<static_cast<unsigned>(num_rows), kThreads, 0, stream>>>(x, row_stride, num_cols,
-                                                                        token_ids);
-  return cudaGetLastError();
+  return LaunchOverlapped(ArgmaxKernel, dim3(static_cast<unsigned>(num_rows)), kThreads, 0, stream,
+                          x, row_stride, num_cols, token_ids);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/vector_io.cuh"
 
 namespace hyserve::kernels::cuda {
@@ -72,8 +73,10 @@ __global__ void RotaryKernel(RotaryLaunch p, int rows_per_block, FastDivide item
   const int pairs = p.angles.rotary_dim / 2;
   float* cos = shared;
   float* sin = shared + rows_per_block * pairs;
+  LetNextKernelStart();
   ComputeAngles(p.angles, first_row, num_rows, cos, sin);
   __syncthreads();
+  WaitForPriorKernels();
   const uint32_t num_items = num_rows * items_per_row.divisor();
   for (uint32_t i = threadIdx.x; i < num_items; i += kThreads) {
     const uint32_t row = items_per_row.Quotient(i);
@@ -124,9 +127,11 @@ __global__ void WriteKvKernel(KvWrite p, Destination to, int rows_per_block,
   const int pairs = p.angles.rotary_dim / 2;
   float* cos = shared;
   float* sin = shared + rows_per_block * pairs;
+  LetNextKernelStart();
   if (threadIdx.x < num_rows) slots[threadIdx.x] = SlotsOf(to, p, first_row + threadIdx.x);
   if (pairs > 0) ComputeAngles(p.angles, first_row, num_rows, cos, sin);
   __syncthreads();
+  WaitForPriorKernels();
   const int pair_items = pairs / kWidth;
   const int key_items = pair_items + (p.head_dim - 2 * pairs) / kWidth;
   const uint32_t num_items = num_rows * items_per_row.divisor();
@@ -168,6 +173,8 @@ __global__ void WriteKvKernel(KvWrite p, Destination to, int rows_per_block,
 template <typename Word>
 __global__ void StoreWindowKvKernel(StoreWindowKvLaunch p, int rows_per_block) {
   constexpr int kWidth = sizeof(Word) / sizeof(__nv_bfloat16);
+  LetNextKernelStart();
+  WaitForPriorKernels();
   const int k_items = p.head_dim / kWidth;
   const int items_per_head = k_items + p.v_head_dim / kWidth;
   const int items_per_row = items_per_head * p.num_kv_heads;
@@ -221,9 +228,8 @@ cudaError_t LaunchWriteKv(const KvWrite& write, const Destination& to, bool alig
   const size_t shared = sizeof(float) * rows * write.angles.rotary_dim;
   const auto kernel =
       aligned ? WriteKvKernel<kVector, Destination> : WriteKvKernel<1, Destination>;
-  kernel<<<blocks, kThreads, shared, stream>>>(write, to, rows, FastDivide(items),
-                                               FastDivide(items_per_head));
-  return cudaGetLastError();
+  return LaunchOverlapped(kernel, dim3(blocks), kThreads, shared, stream, write, to, rows,
+                          FastDivide(items), FastDivide(items_per_head));
 }
 
 bool SourcesAligned(const KvWrite& write) {
@@ -244,9 +250,8 @@ cudaError_t LaunchRotary(const RotaryLaunch& launch, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((launch.num_rows + rows - 1) / rows);
   const size_t shared = sizeof(float) * rows * launch.angles.rotary_dim;
   const auto kernel = aligned ? RotaryKernel<kVector> : RotaryKernel<1>;
-  kernel<<<blocks, kThreads, shared, stream>>>(launch, rows, FastDivide(items),
-                                               FastDivide(items_per_head));
-  return cudaGetLastError();
+  return LaunchOverlapped(kernel, dim3(blocks), kThreads, shared, stream, launch, rows,
+                          FastDivide(items), FastDivide(items_per_head));
 }
 
 cudaError_t LaunchAppendPagedKv(const KvWrite& write, const PagedDestination& to,
@@ -275,8 +280,7 @@ cudaError_t LaunchStoreWindowKv(const StoreWindowKvLaunch& launch, cudaStream_t 
   const dim3 grid(static_cast<unsigned>((kept + rows - 1) / rows),
                   static_cast<unsigned>(std::min(launch.num_seqs, 65535)));
   const auto kernel = aligned ? StoreWindowKvKernel<uint4> : StoreWindowKvKernel<uint16_t>;
-  kernel<<<grid, kThreads, 0, stream>>>(launch, rows);
-  return cudaGetLastError();
+  return LaunchOverlapped(kernel, grid, kThreads, 0, stream, launch, rows);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -66,7 +66,7 @@ cudaError_t LaunchSkinnyVariant(const SkinnyGemmArgs& args, cudaStream_t stream)
   constexpr int kOuts = 16 * kOutTiles * (kSkinnyWarps / kSplit);
   const auto grid = static_cast<unsigned>((args.out_features + kOuts - 1) / kOuts);
   return LaunchOverlapped(SkinnyGemmKernel<kSplit, kOutTiles, kRowTiles, kDepth, kMinBlocks>,
-                          dim3(grid), kSkinnyThreads, stream, args);
+                          dim3(grid), kSkinnyThreads, 0, stream, args);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 
@@ -74,7 +75,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   DecodeRow at;
-  if (!FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at)) return;
+  LetNextKernelStart();
+  const bool has_row = FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at);
+  WaitForPriorKernels();
+  if (!has_row) return;
   const int parts = NumParts(args);
   const int sparse_parts = NumSparseParts(args);
   for (int i = threadIdx.x; i < parts; i += kThreads) shared.places[i] = FindPart(args, at, i);
@@ -255,7 +259,10 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   auto& shared = *reinterpret_cast<Shared*>(memory);
   cg::cluster_group cluster = cg::this_cluster();
   DecodeRow at;
-  if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) return;  // the whole cluster
+  LetNextKernelStart();
+  const bool has_row = FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at);
+  WaitForPriorKernels();
+  if (!has_row) return;  // the whole cluster
   auto started = cluster.barrier_arrive();
   const int chain = threadIdx.x / kPartThreads;
   const int thread = threadIdx.x % kPartThreads;
@@ -344,8 +351,8 @@ cudaError_t LaunchStream(const WindowSparseArgs& args, int rows_per_seq, cudaStr
       StreamKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (attribute != cudaSuccess) return attribute;
   const dim3 grid(args.num_kv_heads, args.num_seqs * rows_per_seq);
-  StreamKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
-  return cudaGetLastError();
+  return LaunchOverlapped(StreamKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args,
+                          rows_per_seq);
 }
 
 template <int kDim, int kVDim>
@@ -359,8 +366,8 @@ cudaError_t LaunchCluster(const WindowSparseArgs& args, int rows_per_seq, cudaSt
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (large != cudaSuccess) return large;
   const dim3 grid(kRanks, args.num_kv_heads, args.num_seqs * rows_per_seq);
-  ClusterKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
-  return cudaGetLastError();
+  return LaunchOverlapped(ClusterKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args,
+                          rows_per_seq);
 }
 
 bool Aligned(const void* pointer, int64_t stride) {
