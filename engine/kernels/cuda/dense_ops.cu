@@ -136,8 +136,6 @@ cudaError_t LaunchAddRmsNorm(const AddRmsNormLaunch& launch, cudaStream_t stream
                           launch);
 }
 
-__device__ inline float Silu(float x) { return x * __fdividef(1.0f, 1.0f + __expf(-x)); }
-
 template <bool kAligned>
 __global__ void SwiGluKernel(const __nv_bfloat16* gate, const __nv_bfloat16* up,
                              int64_t gate_up_stride, Bf16Matrix out, int num_cols,
