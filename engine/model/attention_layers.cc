@@ -191,14 +191,8 @@ absl::StatusOr<TensorView> RunFullLayer(StepContext& step, int layer, const Tens
   if (!projected.ok()) return projected.status();
   if (absl::Status status = AppendKv(step, layer, *projected); !status.ok()) return status;
 
-  int32_t* selection = nullptr;
-  if (const int oracle = step.slots[layer].oracle; oracle >= 0) {
-    const absl::StatusOr<int32_t*> buffer = step.workspace.Selection(
-        oracle,
-        normed.rows * step.config.full.num_kv_heads * int64_t{step.config.selected_blocks()});
-    if (!buffer.ok()) return buffer.status();
-    selection = step.selections[oracle] = *buffer;
-  }
+  const int oracle = step.slots[layer].oracle;
+  int32_t* const selection = oracle < 0 ? nullptr : step.selections[oracle];
   return AttendFull(step, layer, projected->q, step.batch, selection);
 }
 

@@ -104,6 +104,15 @@ HYSERVE_HOST_DEVICE inline int SplitPages(int pages, bool few_rows, int num_kv_h
   return split < least ? least : split;
 }
 
+// No context of up to `pages` pages of a sequence with few rows has more splits.
+inline int MostSplits(int pages, int num_kv_heads, int head_dim) {
+  const int places = head_dim > 192 ? 132 : 264;
+  const int least = num_kv_heads > 4 ? 16 : 8;
+  const int per_head = places / num_kv_heads > 0 ? places / num_kv_heads : 1;
+  const int by_size = CeilDivide(pages, least);
+  return by_size < per_head * 8 ? by_size : per_head * 8;
+}
+
 // What a launch does of one sequence.
 struct SequencePart {
   int rows = 0;         // tokens; 0: nothing
@@ -137,12 +146,12 @@ struct SplitSize {
   int64_t partial_rows = 0;
   int64_t block_maxima = 0;
 
-  HYSERVE_HOST_DEVICE void Add(const SequencePart& part, int num_kv_heads, int group_heads,
-                               int tile_rows) {
+  HYSERVE_HOST_DEVICE void Add(const SequencePart& part, int splits, int num_kv_heads,
+                               int group_heads, int tile_rows) {
     if (part.rows == 0) return;
     const int64_t query_rows = static_cast<int64_t>(part.rows) * group_heads;
     cost += (query_rows + tile_rows - 1) / tile_rows * num_kv_heads * part.pages;
-    partial_rows += query_rows * num_kv_heads * part.splits();
+    partial_rows += query_rows * num_kv_heads * splits;
     block_maxima += query_rows * num_kv_heads * part.pages;
   }
 };
