@@ -21,9 +21,10 @@ std::optional<CopyMessage> CopyPlan::Next() {
   while (first_open_layer_ < layers_.size() && layers_[first_open_layer_].sent == total) {
     ++first_open_layer_;
   }
-  const int64_t most_blocks =
-      std::max<int64_t>(1, static_cast<int64_t>(geometry_.max_message_bytes /
-                                                std::max<size_t>(1, geometry_.slice_bytes)));
+  const int64_t most_blocks = std::clamp<int64_t>(
+      static_cast<int64_t>(geometry_.max_message_bytes /
+                           std::max<size_t>(1, geometry_.slice_bytes)),
+      1, geometry_.max_message_blocks);
   for (size_t slot = first_open_layer_; slot < layers_.size(); ++slot) {
     Layer& layer = layers_[slot];
     if (layer.sent == layer.ready) continue;

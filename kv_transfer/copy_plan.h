@@ -34,6 +34,7 @@ class CopyPlan {
     size_t slice_bytes = 0;
     size_t slab_bytes = 0;
     size_t max_message_bytes = 0;
+    int64_t max_message_blocks = kMaxBlocksPerTransfer;
   };
   // `source_breaks`, `target_breaks`: where each side's memory is not contiguous; equally long.
   CopyPlan(const Geometry& geometry, BreakMap source_breaks, BreakMap target_breaks);

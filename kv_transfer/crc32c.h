@@ -7,10 +7,23 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kv_transfer/cuda/crc32c_maps.h"
+
 namespace hyserve::kv_transfer {
 
 // Extends `crc`, the checksum of the bytes before `data` (0 for none), by `bytes` bytes.
 uint32_t Crc32c(const void* data, size_t bytes, uint32_t crc = 0);
+
+// The checksum of a message from those of its parts: of everything before the last part, and of the
+// last part, which has `bytes` bytes.
+class Crc32cAppend {
+ public:
+  explicit Crc32cAppend(size_t bytes) : advance_(cuda::ToTable(cuda::AdvanceMap(bytes))) {}
+  uint32_t operator()(uint32_t head, uint32_t tail) const { return advance_(head) ^ tail; }
+
+ private:
+  cuda::CrcTable advance_;
+};
 
 // The two implementations, for tests. REQUIRES for the hardware one: Crc32cHasHardware().
 bool Crc32cHasHardware();

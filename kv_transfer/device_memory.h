@@ -10,14 +10,24 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace hyserve::kv_transfer {
 
+// One contiguous piece of memory.
+struct MemoryPart {
+  char* data = nullptr;
+  size_t bytes = 0;
+};
+
 class DeviceMemory {
  public:
+  // Pieces of one message that a call below takes at most.
+  static constexpr size_t kMaxParts = 128;
+
   using JobId = uint64_t;
   enum class Space : uint8_t { kDevice, kPinnedHost };
   enum class Direction : uint8_t { kToHost, kToDevice, kOnDevice };
@@ -39,8 +49,17 @@ class DeviceMemory {
   // Starts a copy; the host side of it must be pinned. Copies of one direction run in order.
   virtual absl::StatusOr<JobId> StartCopy(Direction direction, void* to, const void* from,
                                           size_t bytes) = 0;
-  // Starts computing Crc32c(data, bytes, 0) of device memory.
-  virtual absl::StatusOr<JobId> StartChecksum(const void* data, size_t bytes) = 0;
+  // Starts copying pieces of device memory one after another to `to`, on the device or to the host.
+  virtual absl::StatusOr<JobId> StartGather(Direction direction, char* to,
+                                            const std::vector<MemoryPart>& from) = 0;
+  // The other way round, on the device or from the host.
+  virtual absl::StatusOr<JobId> StartScatter(Direction direction,
+                                             const std::vector<MemoryPart>& to,
+                                             const char* from) = 0;
+  // Starts computing the CRC32C of pieces of device memory, one after another. `each`, unless null,
+  // gets every piece's own instead, before Poll() answers. 0 pieces: 0.
+  virtual absl::StatusOr<JobId> StartChecksum(const std::vector<MemoryPart>& parts,
+                                              uint32_t* each) = 0;
   // nullopt while the job runs; else its end, once: the checksum, 0 for copies, or the fault.
   virtual std::optional<absl::StatusOr<uint32_t>> Poll(JobId job) = 0;
 

@@ -1,6 +1,8 @@
 #include "kv_transfer/exporter.h"
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -9,12 +11,15 @@
 #include "absl/synchronization/notification.h"
 #include "kv_transfer/crc32c.h"
 #include "kv_transfer/device_jobs.h"
+#include "kv_transfer/offer_checksums.h"
 #include "kv_transfer/offer_table.h"
 #include "kv_transfer/regions.h"
 #include "kv_transfer/table_timer.h"
 
 namespace hyserve::kv_transfer {
 namespace {
+
+constexpr absl::Duration kJobsInterval = absl::Microseconds(100);
 
 class ExporterImpl final : public Exporter, private TransportHandler {
  public:
@@ -24,7 +29,8 @@ class ExporterImpl final : public Exporter, private TransportHandler {
         regions_(regions),
         options_(options),
         on_released_(std::move(on_released)),
-        table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation()},
+        table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation(),
+                Gathers(*transport, regions)},
                &stats_),
         jobs_(transport->device(), transport),
         timer_(transport, [this] {
@@ -33,6 +39,9 @@ class ExporterImpl final : public Exporter, private TransportHandler {
           });
         }) {
     stats_.paths = &transport_.paths();
+    if (options_.checksum && regions_.kind == MemoryKind::kCuda) {
+      checksums_.emplace(regions_, options_.max_message_bytes, transport_.device(), &jobs_);
+    }
     transport_.SetHandler(Channel::kExporter, this);
   }
 
@@ -48,10 +57,15 @@ class ExporterImpl final : public Exporter, private TransportHandler {
           +[](absl::flat_hash_set<TransferId>* live) { return live->empty(); }, &live_));
     }
     absl::Notification disarmed;
-    transport_.Post([&] {
+    std::function<void()> disarm = [&] {
+      if (!jobs_.idle()) {  // checksums of offers that have ended
+        transport_.RunAt(transport_.Now() + kJobsInterval, disarm);
+        return;
+      }
       timer_.Disarm();
       disarmed.Notify();
-    });
+    };
+    transport_.Post(disarm);
     disarmed.WaitForNotification();
     transport_.SetHandler(Channel::kExporter, nullptr);
   }
@@ -72,6 +86,7 @@ class ExporterImpl final : public Exporter, private TransportHandler {
       stats_.open_transfers.Set(static_cast<int64_t>(live_.size()));
     }
     transport_.Post([this, spec = std::move(spec)] {
+      if (checksums_) checksums_->Offer(spec);
       Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
         table.Offer(spec, ToClockTime(spec.deadline, now), now, actions);
       });
@@ -81,7 +96,9 @@ class ExporterImpl final : public Exporter, private TransportHandler {
 
   void LayerReady(const TransferId& id, int layer_slot, int64_t num_tokens) override {
     transport_.Post([this, id, layer_slot, num_tokens] {
-      Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
+      WhenKnown(id, [&](auto known) {
+        checksums_->LayerReady(id, layer_slot, num_tokens, std::move(known));
+      }, [=](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
         table.LayerReady(id, layer_slot, num_tokens, actions);
       });
     });
@@ -91,9 +108,11 @@ class ExporterImpl final : public Exporter, private TransportHandler {
                  std::string trailer) override {
     transport_.Post(
         [this, id, selection = std::move(selection), trailer = std::move(trailer)]() mutable {
-          Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
-            table.SlabReady(id, std::move(selection), std::move(trailer), now, actions);
-          });
+          WhenKnown(id, [&](auto known) { checksums_->SlabReady(id, std::move(known)); },
+                    [id, selection = std::move(selection), trailer = std::move(trailer)](
+                        OfferTable& table, ClockTime now, OfferTable::Actions& actions) mutable {
+                      table.SlabReady(id, std::move(selection), std::move(trailer), now, actions);
+                    });
         });
   }
 
@@ -112,6 +131,20 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   const TransferStats& stats() const override { return stats_; }
 
  private:
+  // Runs the event at once, or on a device when `start(callback)` has called back: the table hears of
+  // what is final only when its checksums are known. Progress thread.
+  template <typename Start, typename Event>
+  void WhenKnown(const TransferId& id, Start start, Event event) {
+    if (!checksums_) return Run(std::move(event));
+    start([this, id, event = std::move(event)](const absl::Status& status) mutable {
+      if (status.ok()) return Run(std::move(event));
+      // The device failed: nothing of this offer can be trusted any more.
+      Run([&](OfferTable& table, ClockTime now, OfferTable::Actions& actions) {
+        table.Abort(id, now, actions);
+      });
+    });
+  }
+
   // One event of the table and what follows from it. Progress thread.
   template <typename Event>
   void Run(Event event) {
@@ -130,32 +163,35 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   }
   void Do(OfferTable::SendData& action) {
     const CopyMessage& part = action.part;
-    const char* data = part.layer_slot < 0
-                           ? regions_.Slab(action.slab) + part.offset
-                           : regions_.Slice(part.layer_slot, action.first_physical_block);
-    if (!options_.checksum) {
-      Send(action, data);
-    } else if (regions_.kind == MemoryKind::kHost) {
-      action.header.crc = Crc32c(data, part.length);
-      Send(action, data);
-    } else {
-      // The send counts as in flight meanwhile: whatever ends the offer waits for OnSent.
-      jobs_.Add(transport_.device()->StartChecksum(data, part.length),
-                [this, action, data](const absl::Status& status, uint32_t crc) mutable {
-                  action.header.crc = crc;
-                  if (status.ok()) return Send(action, data);
-                  OnSent(action.operation, absl::FailedPreconditionError(status.message()));
-                });
+    char* data = part.layer_slot < 0
+                     ? regions_.Slab(action.slab) + part.offset
+                     : regions_.Slice(part.layer_slot, action.first_physical_block);
+    std::vector<MemoryPart> parts = {{data, part.length}};
+    if (action.blocks != nullptr) {
+      parts = PartsOf(regions_, part.layer_slot,
+                      {action.blocks, static_cast<size_t>(part.num_blocks)});
     }
+    if (checksums_) {
+      action.header.crc = checksums_->Of(action.header.envelope.id, part);
+    } else if (options_.checksum) {
+      action.header.crc = Crc32c(data, part.length);
+    }
+    Send(action, parts);
   }
-  void Send(const OfferTable::SendData& action, const char* data) {
+  void Send(const OfferTable::SendData& action, const std::vector<MemoryPart>& parts) {
     const std::string header = Encode(action.header);
     stats_.control_bytes_sent.Add(static_cast<int64_t>(header.size()));
-    transport_.SendData(action.endpoint, Channel::kExporter, Channel::kImporter, action.operation,
-                        header, data, action.part.length);
+    if (parts.size() > 1) {
+      transport_.SendParts(action.endpoint, Channel::kExporter, Channel::kImporter,
+                           action.operation, header, parts);
+    } else {
+      transport_.SendData(action.endpoint, Channel::kExporter, Channel::kImporter,
+                          action.operation, header, parts[0].data, parts[0].bytes);
+    }
   }
   void Do(const OfferTable::CloseEndpoint& action) { transport_.Close(action.endpoint); }
   void Do(const OfferTable::Released& action) {
+    if (checksums_) checksums_->Forget(action.id);
     // The callback first: the destructor waits for the id to go.
     on_released_(action.id, action.reason);
     absl::MutexLock lock(&mutex_);
@@ -203,7 +239,8 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   absl::flat_hash_set<TransferId> live_ ABSL_GUARDED_BY(mutex_);  // offered, not yet released
   // Progress thread.
   OfferTable table_;
-  DeviceJobs jobs_;  // checksums of device memory
+  DeviceJobs jobs_;
+  std::optional<OfferChecksums> checksums_;  // of device memory
   TableTimer timer_;
 };
 

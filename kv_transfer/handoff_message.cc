@@ -212,6 +212,14 @@ BreakMap::BreakMap(const std::vector<int32_t>& physical_blocks)
   }
 }
 
+BreakMap BreakMap::Whole(int64_t num_blocks) {
+  BreakMap map;
+  map.num_blocks_ = num_blocks;
+  map.bits_.assign((static_cast<size_t>(num_blocks) + 7) / 8, '\0');
+  if (num_blocks > 0) map.bits_[0] = 1;
+  return map;
+}
+
 BreakMap BreakMap::FromBytes(int64_t num_blocks, std::string_view bytes) {
   BreakMap map;
   map.num_blocks_ = num_blocks;

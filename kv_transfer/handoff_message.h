@@ -57,6 +57,8 @@ class BreakMap {
  public:
   BreakMap() = default;
   explicit BreakMap(const std::vector<int32_t>& physical_blocks);
+  // Of memory that may be as scattered as it likes: messages need not be cut for it.
+  static BreakMap Whole(int64_t num_blocks);
   static BreakMap FromBytes(int64_t num_blocks,
                             std::string_view bytes);  // REQUIRES: the right size
 

@@ -41,7 +41,8 @@ void ImportTable::Pull(const PullSpec& spec, EndpointId endpoint, ClockTime dead
                              .sender_incarnation = config_.incarnation,
                              .receiver_incarnation = spec.source.incarnation,
                              .generation = next_generation_++};
-  import.breaks = BreakMap(spec.blocks);
+  import.breaks = config_.scatter ? BreakMap::Whole(static_cast<int64_t>(spec.blocks.size()))
+                                  : BreakMap(spec.blocks);
   import.claimed.assign(config_.layout.full_layers.size() * spec.blocks.size(), false);
   import.deadline = deadline;
   import.started = import.last_heard = import.last_progress = now;
@@ -202,6 +203,10 @@ std::optional<ImportTable::Landing> ImportTable::ClaimBlocks(Import& import,
     }
     already += import.claimed[base + block] ? 1 : 0;
   }
+  if (config_.scatter && count > DeviceMemory::kMaxParts) {
+    FailIntegrity(import, "a message of too many blocks", now, actions);
+    return std::nullopt;
+  }
   if (already == count) {
     stats_.duplicate_messages.Add();
     return std::nullopt;
@@ -214,6 +219,10 @@ std::optional<ImportTable::Landing> ImportTable::ClaimBlocks(Import& import,
   Landing landing = Grant(import, header, now);
   landing.layer_slot = static_cast<int32_t>(header.layer_slot);
   landing.block = import.spec.blocks[first];
+  if (config_.scatter) {
+    const auto begin = import.spec.blocks.begin() + static_cast<std::ptrdiff_t>(first);
+    landing.blocks.assign(begin, begin + static_cast<std::ptrdiff_t>(count));
+  }
   return landing;
 }
 

@@ -33,6 +33,7 @@ class ImportTable {
     kv_cache::KvLayout layout;
     uint64_t layout_hash = 0;
     uint64_t incarnation = 0;
+    bool scatter = false;  // messages may land in scattered blocks
   };
 
   struct SendControl {
@@ -51,8 +52,8 @@ class ImportTable {
   using Actions = std::vector<Action>;
 
   // Where an announced part lands, in this side's own terms. `slab` < 0: blocks of a layer slot
-  // starting at physical block `block`, which are contiguous; else bytes from `offset` of that
-  // slab.
+  // starting at physical block `block`, which are contiguous, or with Config::scatter at `blocks`;
+  // else bytes from `offset` of that slab.
   struct Landing {
     OperationId operation = 0;
     int32_t layer_slot = 0;
@@ -60,6 +61,7 @@ class ImportTable {
     int32_t slab = -1;
     size_t offset = 0;
     size_t length = 0;
+    std::vector<int32_t> blocks = {};
   };
 
   ImportTable(Config config, TransferStats* stats);

@@ -23,7 +23,8 @@ class ImporterImpl final : public Importer, private TransportHandler {
       : transport_(*transport),
         regions_(regions),
         options_(options),
-        table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation()},
+        table_({options, regions.layout, LayoutHash(regions.layout), transport->incarnation(),
+                Gathers(*transport, regions)},
                &stats_),
         lanes_(transport, options.lanes_per_peer),
         jobs_(transport->device(), transport),
@@ -103,10 +104,6 @@ class ImporterImpl final : public Importer, private TransportHandler {
 
  private:
   using CallbackMap = absl::flat_hash_map<TransferId, PullCallback>;
-  struct Landing {
-    const void* data;
-    size_t length;
-  };
 
   void StartPull(const PullSpec& spec) {
     const absl::StatusOr<EndpointId> lane = lanes_.Acquire(spec.source);
@@ -189,22 +186,26 @@ class ImporterImpl final : public Importer, private TransportHandler {
     if (!landing) return std::nullopt;
     char* data = landing->slab >= 0 ? regions_.Slab(landing->slab) + landing->offset
                                     : regions_.Slice(landing->layer_slot, landing->block);
-    landing_[landing->operation] = Landing{data, landing->length};
-    return ReceiveTarget{data, landing->operation};
+    std::vector<MemoryPart> parts = {{data, landing->length}};
+    if (!landing->blocks.empty()) parts = PartsOf(regions_, landing->layer_slot, landing->blocks);
+    ReceiveTarget target{data, landing->operation};
+    if (parts.size() > 1) target.parts = parts;
+    landing_[landing->operation] = std::move(parts);
+    return target;
   }
 
   void OnReceived(OperationId id, const absl::Status& status) override {
     const auto it = landing_.find(id);
     if (it == landing_.end()) return;
-    const Landing landed = it->second;
+    const std::vector<MemoryPart> parts = std::move(it->second);
     landing_.erase(it);
     if (!status.ok() || !options_.checksum) {
       Landed(id, status, 0);
     } else if (regions_.kind == MemoryKind::kHost) {
-      Landed(id, status, Crc32c(landed.data, landed.length));
+      Landed(id, status, Crc32c(parts[0].data, parts[0].bytes));
     } else {
       // The landing has not ended for the table until then, so its blocks stay taken.
-      jobs_.Add(transport_.device()->StartChecksum(landed.data, landed.length),
+      jobs_.Add(transport_.device()->StartChecksum(parts, nullptr),
                 [this, id](const absl::Status& checked, uint32_t crc) { Landed(id, checked, crc); });
     }
   }
@@ -231,7 +232,7 @@ class ImporterImpl final : public Importer, private TransportHandler {
   ImportTable table_;
   PeerLanes lanes_;
   DeviceJobs jobs_;  // checksums of device memory
-  absl::flat_hash_map<OperationId, Landing> landing_;
+  absl::flat_hash_map<OperationId, std::vector<MemoryPart>> landing_;
   TableTimer timer_;
 };
 

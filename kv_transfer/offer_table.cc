@@ -29,7 +29,8 @@ void OfferTable::Offer(const OfferSpec& spec, ClockTime deadline, ClockTime now,
   }
   OfferState& offer = offers_[spec.id];
   offer.spec = spec;
-  offer.breaks = BreakMap(spec.blocks);
+  offer.breaks = config_.gather ? BreakMap::Whole(static_cast<int64_t>(spec.blocks.size()))
+                                : BreakMap(spec.blocks);
   offer.ready_blocks.assign(config_.layout.full_layers.size(), 0);
   offer.deadline = deadline;
   stats_.started.Add();
@@ -251,7 +252,9 @@ void OfferTable::Attach(OfferState& offer, EndpointId endpoint, const Envelope& 
       .num_layers = static_cast<int32_t>(config_.layout.full_layers.size()),
       .slice_bytes = config_.layout.slice_bytes(),
       .slab_bytes = config_.layout.slab_bytes,
-      .max_message_bytes = config_.options.max_message_bytes};
+      .max_message_bytes = config_.options.max_message_bytes,
+      .max_message_blocks = config_.gather ? int64_t{DeviceMemory::kMaxParts}
+                                           : kMaxBlocksPerTransfer};
   offer.receiver.emplace(
       Receiver{endpoint, reply, CopyPlan(geometry, offer.breaks, body.breaks)});
   for (size_t slot = 0; slot < offer.ready_blocks.size(); ++slot) {
@@ -287,7 +290,8 @@ void OfferTable::Pump(OfferState& offer, Actions& actions) {
     const int32_t physical =
         slab ? -1 : offer.spec.blocks[static_cast<size_t>(part->first_block)];
     actions.push_back(
-        SendData{receiver.endpoint, operation, header, *part, physical, offer.spec.slab});
+        SendData{receiver.endpoint, operation, header, *part, physical, offer.spec.slab,
+                 config_.gather && !slab ? &offer.spec.blocks[part->first_block] : nullptr});
   }
   if (offer.slab_ready && !receiver.final_sent) {
     // Said at once, before the data it speaks of: the receiver then knows what to wait for.

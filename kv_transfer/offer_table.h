@@ -34,6 +34,7 @@ class OfferTable {
     kv_cache::KvLayout layout;
     uint64_t layout_hash = 0;
     uint64_t incarnation = 0;
+    bool gather = false;  // messages may be put together from scattered blocks
   };
 
   // What the owner shall do, in order.
@@ -41,8 +42,8 @@ class OfferTable {
     EndpointId endpoint;
     ControlMessage message;
   };
-  // Send the part of memory that `part` names; the owner fills header.crc. `blocks` physical:
-  // part's first block lies at first_physical_block, the others follow it.
+  // Send the part of memory that `part` names; the owner fills header.crc. Part's first block lies at
+  // first_physical_block, the others follow it; with Config::gather they lie at `blocks`.
   struct SendData {
     EndpointId endpoint;
     OperationId operation;
@@ -50,6 +51,7 @@ class OfferTable {
     CopyMessage part;
     int32_t first_physical_block;
     int32_t slab;
+    const int32_t* blocks = nullptr;  // part.num_blocks of them; until the next event
   };
   struct CloseEndpoint {
     EndpointId endpoint;

@@ -58,4 +58,19 @@ absl::Status CheckMemory(const MemoryRegions& regions, const TransferId& id, int
   return absl::OkStatus();
 }
 
+std::vector<MemoryPart> PartsOf(const MemoryRegions& regions, int64_t layer_slot,
+                                std::span<const int32_t> blocks) {
+  const size_t slice_bytes = regions.layout.slice_bytes();
+  std::vector<MemoryPart> parts;
+  for (const int32_t block : blocks) {
+    char* data = regions.Slice(layer_slot, block);
+    if (!parts.empty() && parts.back().data + parts.back().bytes == data) {
+      parts.back().bytes += slice_bytes;
+    } else {
+      parts.push_back({data, slice_bytes});
+    }
+  }
+  return parts;
+}
+
 }  // namespace hyserve::kv_transfer

@@ -3,6 +3,7 @@
 #define HYSERVE_KV_TRANSFER_REGIONS_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,15 @@ absl::Status RegisterRegions(Transport& transport, const MemoryRegions& regions)
 // INVALID_ARGUMENT unless the blocks and the slab are those of a sequence of num_tokens tokens.
 absl::Status CheckMemory(const MemoryRegions& regions, const TransferId& id, int64_t num_tokens,
                          const std::vector<int32_t>& blocks, int32_t slab);
+
+// Messages may be cut without regard to where blocks lie.
+inline bool Gathers(const Transport& transport, const MemoryRegions& regions) {
+  return regions.kind == MemoryKind::kCuda && transport.CanGather();
+}
+
+// Where these blocks of a layer slot lie, neighbours merged.
+std::vector<MemoryPart> PartsOf(const MemoryRegions& regions, int64_t layer_slot,
+                                std::span<const int32_t> blocks);
 
 }  // namespace hyserve::kv_transfer
 

@@ -24,6 +24,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -47,6 +48,8 @@ inline constexpr size_t kMaxDataHeaderBytes = 128;
 struct ReceiveTarget {
   void* data = nullptr;
   OperationId id = 0;  // for OnReceived
+  // Instead of `data`, with CanGather(): device memory, in order, together as long as the message.
+  std::vector<MemoryPart> parts = {};
 };
 
 class TransportHandler {
@@ -117,6 +120,13 @@ class Transport {
   // call.
   virtual void SendData(EndpointId endpoint, Channel from, Channel to, OperationId id,
                         std::string_view header, const void* data, size_t length) = 0;
+  // Messages may be gathered from and scattered to several pieces of device memory.
+  virtual bool CanGather() const { return false; }
+  // [progress thread] SendData of 1 .. DeviceMemory::kMaxParts pieces. REQUIRES: CanGather().
+  virtual void SendParts(EndpointId endpoint, Channel from, Channel to, OperationId id,
+                         std::string_view header, const std::vector<MemoryPart>& parts) {
+    SendData(endpoint, from, to, id, header, parts[0].data, parts[0].bytes);
+  }
   // [progress thread] Ends an endpoint by force. Idempotent; OnEndpointClosed follows, never inside
   // this call.
   virtual void Close(EndpointId endpoint) = 0;

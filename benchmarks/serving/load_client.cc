@@ -31,6 +31,9 @@ double CpuSeconds() {
          1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
+// One step of FNV-1a over a whole value.
+void Mix(uint64_t value, uint64_t* digest) { *digest = (*digest ^ value) * 1099511628211u; }
+
 v1::GenerateRequest MakeRequest(const LoadSpec& spec, int index) {
   v1::GenerateRequest request;
   auto* ids = request.mutable_token_ids()->mutable_ids();
@@ -95,6 +98,9 @@ class Call : public grpc::ClientReadReactor<v1::GenerateResponse> {
       }
       last_token_ = now;
       result_->generated_tokens += response_.tokens().token_ids_size();
+      for (const int32_t id : response_.tokens().token_ids()) {
+        Mix(static_cast<uint64_t>(id), &result_->output_digest);
+      }
     } else if (response_.has_finished()) {
       result_->shipped_bytes = response_.finished().handoff().shipped_bytes();
       result_->transfer_exposed_ms = response_.finished().timings().transfer_exposed_ms();
@@ -179,6 +185,7 @@ std::string ToJson(const LoadSpec& spec, const LoadResult& result) {
   std::map<int, int> codes;
   int64_t generated = 0;
   uint64_t shipped = 0;
+  uint64_t digest = 0;
   for (const RequestResult& request : result.requests) {
     ++codes[request.status];
     slip.push_back(1e3 * request.send_slip);
@@ -189,6 +196,7 @@ std::string ToJson(const LoadSpec& spec, const LoadResult& result) {
     for (const double gap : request.inter_token) itl.push_back(1e3 * gap);
     generated += request.generated_tokens;
     shipped += request.shipped_bytes;
+    Mix(request.output_digest, &digest);
   }
   nlohmann::ordered_json json;
   const int completed = static_cast<int>(ttft.size());
@@ -211,6 +219,7 @@ std::string ToJson(const LoadSpec& spec, const LoadResult& result) {
   add("e2el_ms", end);
   add("hyserve_transfer_exposed_ms", exposed);
   json["hyserve_shipped_bytes"] = shipped;
+  json["hyserve_output_digest"] = digest;  // equal where the same load got the same tokens
   json["hyserve_p99_send_slip_ms"] = Quantile(slip, 0.99);
   json["hyserve_client_cpu_share"] = result.client_cpu / result.seconds;
   for (const auto& [code, count] : codes) {

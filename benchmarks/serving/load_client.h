@@ -30,6 +30,7 @@ struct RequestResult {
   double end = 0;        // seconds from `scheduled` to the end of the call
   std::vector<double> inter_token;  // seconds between token messages
   int generated_tokens = 0;
+  uint64_t output_digest = 14695981039346656037u;  // FNV-1a over the generated token ids
   uint64_t shipped_bytes = 0;
   double transfer_exposed_ms = 0;
   int status = 0;  // gRPC code

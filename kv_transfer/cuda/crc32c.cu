@@ -172,13 +172,15 @@ cudaError_t Crc32cLaunch(const CrcRange* ranges, int count, const void* tables, 
   return cudaGetLastError();
 }
 
-uint32_t Crc32cCombine(const uint32_t* partials, size_t bytes) {
-  if (bytes == 0) return 0;
+uint32_t Crc32cCombine(const uint32_t* partials, size_t bytes, uint32_t crc) {
+  if (bytes == 0) return crc;
   static constexpr CrcTable kChunk = ToTable(AdvanceMap(kCrcChunkBytes));
   const size_t count = Crc32cPartials(bytes);
   const size_t first = bytes - (count - 1) * kCrcChunkBytes;
-  uint32_t crc = AdvanceMap(first)(~uint32_t{0}) ^ partials[0];
-  for (size_t i = 1; i < count; ++i) crc = kChunk(crc) ^ partials[i];
+  const CrcTable& whole = kChunk;
+  crc = ~crc;
+  crc = (first == kCrcChunkBytes ? whole(crc) : AdvanceMap(first)(crc)) ^ partials[0];
+  for (size_t i = 1; i < count; ++i) crc = whole(crc) ^ partials[i];
   return ~crc;
 }
 

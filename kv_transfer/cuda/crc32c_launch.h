@@ -19,7 +19,7 @@ struct CrcRange {
   const void* data = nullptr;
   size_t bytes = 0;  // > 0
 };
-inline constexpr int kMaxCrcRanges = 64;
+inline constexpr int kMaxCrcRanges = 512;
 
 // Enqueues, as one launch, the raw checksum of every chunk of `count` (1 .. kMaxCrcRanges) ranges
 // into `partials`, range after range: memory that the device can write (pinned host memory is fine).
@@ -27,8 +27,8 @@ inline constexpr int kMaxCrcRanges = 64;
 cudaError_t Crc32cLaunch(const CrcRange* ranges, int count, const void* tables, uint32_t* partials,
                          cudaStream_t stream);
 
-// The checksum that kv_transfer's Crc32c(data, bytes) gives, from the partial results of a range.
-uint32_t Crc32cCombine(const uint32_t* partials, size_t bytes);
+// What kv_transfer's Crc32c(data, bytes, crc) gives, from the partial results of a range.
+uint32_t Crc32cCombine(const uint32_t* partials, size_t bytes, uint32_t crc = 0);
 
 }  // namespace hyserve::kv_transfer::cuda
 

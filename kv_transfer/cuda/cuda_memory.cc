@@ -129,21 +129,30 @@ absl::StatusOr<cudaEvent_t> CudaMemory::TakeEvent() {
   return event;
 }
 
-absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartCopy(Direction direction, void* to,
-                                                          const void* from, size_t bytes) {
+absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartCopies(Direction direction,
+                                                            const std::vector<CopyPart>& copies) {
   absl::Status status = MakeCurrent();
   if (!status.ok()) return status;
   const cudaMemcpyKind kind = direction == Direction::kToHost     ? cudaMemcpyDeviceToHost
                               : direction == Direction::kToDevice ? cudaMemcpyHostToDevice
                                                                   : cudaMemcpyDeviceToDevice;
   cudaStream_t stream = streams_[static_cast<int>(direction)];
+  const auto count = static_cast<int>(copies.size());
   absl::MutexLock lock(&mutex_);
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   if (!event.ok()) return event.status();
-  status = ToStatus(cudaMemcpyAsync(to, from, bytes, kind, stream), "copy");
+  if (direction == Direction::kOnDevice && count > 1 && count <= kMaxCopyParts &&
+      CopyPartsFit(copies.data(), count)) {
+    status = ToStatus(CopyPartsLaunch(copies.data(), count, stream), "copy kernel");
+  } else {
+    for (const CopyPart& copy : copies) {
+      status = ToStatus(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, kind, stream), "copy");
+      if (!status.ok()) break;
+    }
+  }
   if (status.ok()) status = ToStatus(cudaEventRecord(*event, stream), "recording an event");
   if (!status.ok()) {
-    cudaStreamSynchronize(stream);  // the copy may have begun: its memory must not look free
+    cudaStreamSynchronize(stream);  // copies may have begun: their memory must not look free
     free_events_.push_back(*event);
     return status;
   }
@@ -151,12 +160,45 @@ absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartCopy(Direction direction, v
   return next_job_++;
 }
 
-absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartChecksum(const void* data, size_t bytes) {
-  if (bytes == 0 || Crc32cPartials(bytes) > kMaxPartials) {
-    return absl::InvalidArgumentError(absl::StrCat("a checksum of ", bytes, " bytes at once"));
+absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartCopy(Direction direction, void* to,
+                                                          const void* from, size_t bytes) {
+  return StartCopies(direction, {{to, from, bytes}});
+}
+
+absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartGather(Direction direction, char* to,
+                                                            const std::vector<MemoryPart>& from) {
+  std::vector<CopyPart> copies;
+  for (const MemoryPart& part : from) {
+    copies.push_back({to, part.data, part.bytes});
+    to += part.bytes;
+  }
+  return StartCopies(direction, copies);
+}
+
+absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartScatter(Direction direction,
+                                                             const std::vector<MemoryPart>& to,
+                                                             const char* from) {
+  std::vector<CopyPart> copies;
+  for (const MemoryPart& part : to) {
+    copies.push_back({part.data, from, part.bytes});
+    from += part.bytes;
+  }
+  return StartCopies(direction, copies);
+}
+
+absl::StatusOr<DeviceMemory::JobId> CudaMemory::StartChecksum(
+    const std::vector<MemoryPart>& parts, uint32_t* each) {
+  Job job{.parts = parts, .each = each};
+  for (const MemoryPart& part : parts) {
+    if (part.bytes == 0) return absl::InvalidArgumentError("a checksum of an empty piece");
+    job.partials += Crc32cPartials(part.bytes);
+  }
+  if (job.partials > kMaxPartials || parts.size() > kMaxParts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a checksum of ", parts.size(), " pieces in ", job.partials, " chunks"));
   }
   absl::MutexLock lock(&mutex_);
-  jobs_.emplace(next_job_, Job{.range = {data, bytes}});
+  jobs_.emplace(next_job_, std::move(job));
   waiting_.push_back(next_job_);
   return next_job_++;
 }
@@ -181,19 +223,19 @@ void CudaMemory::LaunchWaiting() {
     auto batch = std::make_shared<Batch>();
     std::vector<CrcRange> ranges;
     size_t partials = 0;
-    while (!waiting_.empty() && ranges.size() < kMaxCrcRanges) {
+    while (!waiting_.empty()) {
       Job& job = jobs_.at(waiting_.front());
-      const size_t more = Crc32cPartials(job.range.bytes);
-      if (partials + more > kMaxPartials) break;
+      if (ranges.size() + job.parts.size() > kMaxCrcRanges) break;
+      if (partials + job.partials > kMaxPartials) break;
       job.batch = batch;
       job.first_partial = partials;
-      partials += more;
-      ranges.push_back(job.range);
+      partials += job.partials;
+      for (const MemoryPart& part : job.parts) ranges.push_back({part.data, part.bytes});
+      ++batch->jobs;
       waiting_.pop_front();
     }
-    batch->jobs = static_cast<int64_t>(ranges.size());
     const absl::Status status = Launch(ranges, *batch);
-    if (status.ok()) {
+    if (status.ok() && !ranges.empty()) {
       ++running_batches_;
     } else {
       batch->end = status;
@@ -202,6 +244,7 @@ void CudaMemory::LaunchWaiting() {
 }
 
 absl::Status CudaMemory::Launch(const std::vector<CrcRange>& ranges, Batch& batch) {
+  if (ranges.empty()) return absl::OkStatus();
   absl::Status status = MakeCurrent();
   if (!status.ok()) return status;
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
@@ -252,7 +295,16 @@ std::optional<absl::StatusOr<uint32_t>> CudaMemory::Poll(JobId id) {
     Query(batch);
     if (!batch.end) return std::nullopt;
     status = *batch.end;
-    if (status.ok()) crc = Crc32cCombine(batch.partials + job.first_partial, job.range.bytes);
+    const uint32_t* partials = batch.partials + job.first_partial;
+    for (size_t i = 0; status.ok() && i < job.parts.size(); ++i) {
+      const size_t bytes = job.parts[i].bytes;
+      if (job.each != nullptr) {
+        job.each[i] = Crc32cCombine(partials, bytes);
+      } else {
+        crc = Crc32cCombine(partials, bytes, crc);
+      }
+      partials += Crc32cPartials(bytes);
+    }
     if (--batch.jobs == 0) {
       if (batch.event != nullptr) free_events_.push_back(batch.event);
       if (batch.partials != nullptr) free_partials_.push_back(batch.partials);

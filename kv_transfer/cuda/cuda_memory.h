@@ -18,6 +18,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
+#include "kv_transfer/cuda/copy_parts.h"
 #include "kv_transfer/cuda/crc32c_launch.h"
 #include "kv_transfer/device_memory.h"
 
@@ -37,7 +38,12 @@ class CudaMemory final : public DeviceMemory {
   void Free(Space space, char* data) override;
   absl::StatusOr<JobId> StartCopy(Direction direction, void* to, const void* from,
                                   size_t bytes) override;
-  absl::StatusOr<JobId> StartChecksum(const void* data, size_t bytes) override;
+  absl::StatusOr<JobId> StartGather(Direction direction, char* to,
+                                    const std::vector<MemoryPart>& from) override;
+  absl::StatusOr<JobId> StartScatter(Direction direction, const std::vector<MemoryPart>& to,
+                                     const char* from) override;
+  absl::StatusOr<JobId> StartChecksum(const std::vector<MemoryPart>& parts,
+                                      uint32_t* each) override;
   std::optional<absl::StatusOr<uint32_t>> Poll(JobId job) override;
   absl::Status Synchronize() override;
 
@@ -54,7 +60,9 @@ class CudaMemory final : public DeviceMemory {
   };
   struct Job {
     cudaEvent_t event = nullptr;  // of a copy
-    CrcRange range = {};          // of a checksum
+    std::vector<MemoryPart> parts = {};  // of a checksum
+    uint32_t* each = nullptr;            // the caller's
+    size_t partials = 0;
     std::shared_ptr<Batch> batch = nullptr;  // null: not launched yet
     size_t first_partial = 0;
   };
@@ -63,6 +71,7 @@ class CudaMemory final : public DeviceMemory {
   absl::Status Initialize();
   absl::StatusOr<cudaEvent_t> TakeEvent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<uint32_t*> TakePartials() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<JobId> StartCopies(Direction direction, const std::vector<CopyPart>& copies);
   void LaunchWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Launch(const std::vector<CrcRange>& ranges, Batch& batch)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

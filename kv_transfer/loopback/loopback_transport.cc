@@ -72,6 +72,22 @@ struct LoopbackNetwork::Shared {
                        to, from, bytes);
   }
 
+  // Both lists are as long together.
+  absl::Status Copy(std::vector<MemoryPart> to, std::vector<MemoryPart> from) {
+    absl::Status status;
+    for (size_t t = 0, f = 0; status.ok() && t < to.size() && f < from.size();) {
+      const size_t bytes = std::min(to[t].bytes, from[f].bytes);
+      status = Copy(to[t].data, from[f].data, bytes);
+      for (MemoryPart* part : {&to[t], &from[f]}) {
+        part->data += bytes;
+        part->bytes -= bytes;
+      }
+      if (to[t].bytes == 0) ++t;
+      if (from[f].bytes == 0) ++f;
+    }
+    return status;
+  }
+
   // Queues a network event at a node; dropped when the node is gone.
   void Deliver(uint64_t node, std::function<void(Node&)> event);
 };
@@ -192,6 +208,12 @@ class Node final : public LoopbackTransport {
 
   void SendData(EndpointId endpoint, Channel from, Channel to, OperationId id,
                 std::string_view header, const void* data, size_t length) override {
+    SendParts(endpoint, from, to, id, header,
+              {{static_cast<char*>(const_cast<void*>(data)), length}});  // only read
+  }
+  bool CanGather() const override { return device() != nullptr; }
+  void SendParts(EndpointId endpoint, Channel from, Channel to, OperationId id,
+                 std::string_view header, const std::vector<MemoryPart>& parts) override {
     const auto it = ends_.find(endpoint);
     if (it == ends_.end()) {
       shared_->Deliver(id_, [from, id](Node& self) {
@@ -200,11 +222,11 @@ class Node final : public LoopbackTransport {
       return;
     }
     it->second.sends.insert({from, id});
-    paths_.sent(EndpointPath(endpoint)).Add(static_cast<int64_t>(length));
+    paths_.sent(EndpointPath(endpoint)).Add(static_cast<int64_t>(LengthOf(parts)));
     shared_->Deliver(PeerNode(*it->second.connection, endpoint),
                      [connection = it->second.connection, endpoint, from, to, id,
-                      header = std::string(header), data, length](Node& peer) {
-                       peer.Announced(connection, endpoint, from, to, id, header, data, length);
+                      header = std::string(header), parts](Node& peer) {
+                       peer.Announced(connection, endpoint, from, to, id, header, parts);
                      });
   }
 
@@ -257,6 +279,11 @@ class Node final : public LoopbackTransport {
     absl::flat_hash_set<std::pair<Channel, OperationId>> receives;
   };
 
+  static size_t LengthOf(const std::vector<MemoryPart>& parts) {
+    size_t bytes = 0;
+    for (const MemoryPart& part : parts) bytes += part.bytes;
+    return bytes;
+  }
   static int Side(const Connection& connection, EndpointId endpoint) {
     return connection.ends[0] == endpoint ? 0 : 1;
   }
@@ -285,8 +312,9 @@ class Node final : public LoopbackTransport {
 
   // The rendezvous: this side says where the bytes shall land; the copy is an event of its own.
   void Announced(const std::shared_ptr<Connection>& connection, EndpointId remote, Channel from,
-                 Channel to, OperationId send, const std::string& header, const void* data,
-                 size_t length) {
+                 Channel to, OperationId send, const std::string& header,
+                 const std::vector<MemoryPart>& parts) {
+    const size_t length = LengthOf(parts);
     const EndpointId local = Accept(connection, remote);
     if (local == 0) return;
     TransportHandler* handler = handlers_[static_cast<int>(to)];
@@ -299,19 +327,21 @@ class Node final : public LoopbackTransport {
     const auto end = ends_.find(local);
     if (end == ends_.end()) return;  // cannot be: an endpoint ends in an event of its own
     end->second.receives.insert({to, target->id});
-    shared_->Deliver(id_, [connection, local, remote, from, to, send, data, length,
-                           target = *target](Node& self) {
+    std::vector<MemoryPart> landing = target->parts;
+    if (landing.empty()) landing = {{static_cast<char*>(target->data), length}};
+    shared_->Deliver(id_, [connection, local, remote, from, to, send, parts, length,
+                           landing = std::move(landing), id = target->id](Node& self) {
       absl::Status copied;
       {
         absl::MutexLock lock(&connection->mutex);
         if (!connection->open) return;  // the ending of the endpoint completes the receive
-        copied = self.shared_->Copy(target.data, data, length);
+        copied = self.shared_->Copy(landing, parts);
       }
       self.paths_.received(self.EndpointPath(local)).Add(static_cast<int64_t>(length));
       self.CompleteSend(*connection, remote, from, send);
       const auto it = self.ends_.find(local);
-      if (it != self.ends_.end() && it->second.receives.erase({to, target.id}) > 0) {
-        self.Received(to, target.id, copied);
+      if (it != self.ends_.end() && it->second.receives.erase({to, id}) > 0) {
+        self.Received(to, id, copied);
       }
     });
   }

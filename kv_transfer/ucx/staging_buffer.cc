@@ -7,8 +7,12 @@ namespace {
 constexpr size_t kAlignment = 4096;
 }
 
-StagingBuffer::~StagingBuffer() {
-  if (memory_ != nullptr) device_->Free(DeviceMemory::Space::kPinnedHost, memory_);
+absl::Status StagingBuffer::Reserve() {
+  if (memory_ != nullptr) return absl::OkStatus();
+  absl::StatusOr<std::shared_ptr<char>> memory = allocate_(capacity_bytes_);
+  if (!memory.ok()) return memory.status();
+  memory_ = *std::move(memory);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<char*> StagingBuffer::Take(size_t bytes) {
@@ -16,12 +20,8 @@ absl::StatusOr<char*> StagingBuffer::Take(size_t bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "a message of ", bytes, " bytes does not fit the staging memory of ", capacity_bytes_));
   }
-  if (memory_ == nullptr) {
-    const absl::StatusOr<char*> memory =
-        device_->Allocate(DeviceMemory::Space::kPinnedHost, capacity_bytes_);
-    if (!memory.ok()) return memory.status();
-    memory_ = *memory;
-  }
+  const absl::Status reserved = Reserve();
+  if (!reserved.ok()) return reserved;
   size_t offset = 0;
   auto next = taken_.begin();
   for (; next != taken_.end(); ++next) {
@@ -33,9 +33,9 @@ absl::StatusOr<char*> StagingBuffer::Take(size_t bytes) {
     return nullptr;
   }
   taken_.emplace_hint(next, offset, bytes);
-  return memory_ + offset;
+  return memory_.get() + offset;
 }
 
-void StagingBuffer::Give(char* data) { taken_.erase(static_cast<size_t>(data - memory_)); }
+void StagingBuffer::Give(char* data) { taken_.erase(static_cast<size_t>(data - memory_.get())); }
 
 }  // namespace hyserve::kv_transfer

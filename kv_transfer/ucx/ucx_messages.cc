@@ -68,6 +68,12 @@ void UcxNode::SendSmall(Endpoint& endpoint, unsigned message_id, std::string_vie
 
 void UcxNode::SendData(EndpointId endpoint, Channel from, Channel to, OperationId id,
                        std::string_view header, const void* data, size_t length) {
+  SendParts(endpoint, from, to, id, header,
+            {{static_cast<char*>(const_cast<void*>(data)), length}});  // only read
+}
+
+void UcxNode::SendParts(EndpointId endpoint, Channel from, Channel to, OperationId id,
+                        std::string_view header, const std::vector<MemoryPart>& parts) {
   const auto it = endpoints_.find(endpoint);
   if (it == endpoints_.end() || it->second->closing || it->second->handle == nullptr) {
     // The answer must not come inside this call.
@@ -82,9 +88,10 @@ void UcxNode::SendData(EndpointId endpoint, Channel from, Channel to, OperationI
   operation->to = to;
   operation->id = id;
   operation->bytes = header;
-  operation->data = static_cast<char*>(const_cast<void*>(data));  // only read
-  operation->length = length;
-  const std::optional<MemoryHandle> memory = FindMemory(data, length);
+  operation->data = parts[0].data;
+  for (const MemoryPart& part : parts) operation->length += part.bytes;
+  if (parts.size() > 1) operation->parts = parts;
+  const std::optional<MemoryHandle> memory = FindMemory(parts[0].data, parts[0].bytes);
   if (memory && memory->kind == MemoryKind::kCuda) {
     SendDeviceData(operation);
   } else {
@@ -211,31 +218,33 @@ ucs_status_t UcxNode::Announced(Endpoint& endpoint, const Slot& slot, std::strin
   operation->id = target->id;
   operation->data = static_cast<char*>(target->data);
   operation->length = length;
-  const std::optional<MemoryHandle> memory = FindMemory(target->data, length);
+  operation->parts = target->parts;
+  const std::optional<MemoryHandle> memory =
+      operation->parts.empty() ? FindMemory(operation->data, length)
+                               : FindMemory(operation->parts[0].data, operation->parts[0].bytes);
   const bool to_device = memory && memory->kind == MemoryKind::kCuda;
   const bool from_device = slot.type == MessageType::kDeviceData;
   operation->path = !to_device     ? DataPath::kHost
                     : from_device ? DataPath::kDirect
                                   : DataPath::kStaged;
   endpoint.received = operation->path;
-  switch (operation->path) {
-    case DataPath::kStaged:
-      if (rendezvous) {
-        operation->announced = data;
-      } else {
-        operation->bytes.assign(static_cast<const char*>(data), length);
-      }
-      StageReceive(operation);
-      return rendezvous && operation->announced != nullptr ? UCS_INPROGRESS : UCS_OK;
-    case DataPath::kDirect:
-      if (rendezvous && memory->handle != nullptr) break;
-      Complete(operation, absl::DataLossError("direct device data where none was agreed"));
-      return UCS_OK;
-    default:
-      if (rendezvous) break;
-      std::memcpy(target->data, data, length);
-      Complete(operation, absl::OkStatus());
-      return UCS_OK;
+  if (operation->path == DataPath::kDirect && (!rendezvous || memory->handle == nullptr)) {
+    Complete(operation, absl::DataLossError("direct device data where none was agreed"));
+    return UCS_OK;
+  }
+  if (operation->path == DataPath::kStaged || !operation->parts.empty()) {
+    if (rendezvous) {
+      operation->announced = data;
+    } else {
+      operation->bytes.assign(static_cast<const char*>(data), length);
+    }
+    StageReceive(operation);
+    return rendezvous && operation->announced != nullptr ? UCS_INPROGRESS : UCS_OK;
+  }
+  if (!rendezvous) {
+    std::memcpy(target->data, data, length);
+    Complete(operation, absl::OkStatus());
+    return UCS_OK;
   }
   return PostReceive(operation, data, memory) ? UCS_INPROGRESS : UCS_OK;
 }

@@ -16,6 +16,8 @@ namespace hyserve::kv_transfer {
 namespace {
 constexpr size_t kTcpMessageBytes = size_t{1} << 20;
 constexpr size_t kLargeMessageBytes = size_t{16} << 20;
+// Device memory for messages that are put together from scattered pieces, for each direction.
+constexpr size_t kGatherBytes = size_t{64} << 20;
 constexpr absl::Duration kShutdownWait = absl::Seconds(5);
 // While a device copies: long enough for a large message, and a timer that near is worth no sleep.
 constexpr absl::Duration kDeviceSpin = absl::Microseconds(300);
@@ -34,8 +36,10 @@ UcxNode::UcxNode(const UcxOptions& options)
           SteadyNow),
       jobs_(options.device.get(), nullptr),
       fence_(options.device.get(), [this] { loop_.Post([] {}); }),
-      send_staging_(options.device.get(), options.staging_bytes),
-      receive_staging_(options.device.get(), options.staging_bytes) {
+      pinned_sends_{{options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
+      pinned_receives_{{options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
+      device_sends_{{kGatherBytes, [this](size_t bytes) { return AllocateScratch(bytes); }}, {}},
+      device_receives_{{kGatherBytes, [this](size_t bytes) { return AllocateScratch(bytes); }}, {}} {
   const bool host_over_tcp = options.transports == "tcp" && options.device == nullptr;
   message_bytes_ = options.message_bytes != 0 ? options.message_bytes
                    : host_over_tcp            ? kTcpMessageBytes
@@ -75,6 +79,9 @@ UcxNode::~UcxNode() {
   }
   check_source_.reset();
   check_target_.reset();
+  for (Stage* stage : {&pinned_sends_, &pinned_receives_, &device_sends_, &device_receives_}) {
+    stage->buffer.Release();
+  }
   {
     absl::MutexLock lock(&memory_mutex_);
     for (const MemoryHandle& memory : memory_) {
@@ -166,6 +173,13 @@ absl::StatusOr<std::shared_ptr<char>> UcxNode::AllocateScratch(size_t bytes) {
     }
     device()->Free(DeviceMemory::Space::kDevice, scratch);
   });
+}
+
+absl::StatusOr<std::shared_ptr<char>> UcxNode::AllocatePinned(size_t bytes) {
+  const absl::StatusOr<char*> data = device()->Allocate(DeviceMemory::Space::kPinnedHost, bytes);
+  if (!data.ok()) return data.status();
+  return std::shared_ptr<char>(
+      *data, [this](char* pinned) { device()->Free(DeviceMemory::Space::kPinnedHost, pinned); });
 }
 
 std::optional<UcxNode::MemoryHandle> UcxNode::FindMemory(const void* data, size_t length) const {

@@ -58,6 +58,9 @@ class UcxNode final : public Transport {
   void SendControl(EndpointId endpoint, Channel to, std::string_view message) override;
   void SendData(EndpointId endpoint, Channel from, Channel to, OperationId id,
                 std::string_view header, const void* data, size_t length) override;
+  bool CanGather() const override { return can_gather_; }
+  void SendParts(EndpointId endpoint, Channel from, Channel to, OperationId id,
+                 std::string_view header, const std::vector<MemoryPart>& parts) override;
   void Close(EndpointId endpoint) override;
   std::string EndpointDescription(EndpointId endpoint) const override;
   DataPath EndpointPath(EndpointId endpoint) const override;
@@ -94,11 +97,13 @@ class UcxNode final : public Transport {
     Channel to = Channel::kExporter;       // kSend
     std::string bytes;  // of the message or header, which UCX may read until completion
     char* data = nullptr;                  // of this side's memory
+    std::vector<MemoryPart> parts;         // instead, of device memory: two or more
     size_t length = 0;
     DataPath path = DataPath::kHost;
-    char* slot = nullptr;                  // staged: pinned memory while it is held
-    void* announced = nullptr;             // staged receive: UCX's description while it waits
-    bool uploaded = false;                 // staged receive: the copy into the device has begun
+    // While it is held: pinned memory for staged messages, device memory for direct ones in parts.
+    char* slot = nullptr;
+    void* announced = nullptr;             // receive by a slot: UCX's description while it waits
+    bool landing = false;                  // receive by a slot: the copy out of it has begun
     bool fenced = false;                   // failed direct receive: the device was synchronised
     ClockTime started;                     // kCheckReceive
     absl::Status status;
@@ -140,6 +145,7 @@ class UcxNode final : public Transport {
   void Finish(std::unique_ptr<Operation> operation);         // tells the handler
   static bool NeedsFence(const Operation& operation);
   absl::Status MapMemory(char* data, size_t bytes, MemoryKind kind);
+  absl::StatusOr<std::shared_ptr<char>> AllocatePinned(size_t bytes);
   std::optional<MemoryHandle> FindMemory(const void* data, size_t length) const;
   static unsigned MessageId(MessageType type, Channel channel = Channel::kExporter);
   static void AddMemory(const std::optional<MemoryHandle>& memory, ucp_request_param_t& param);
@@ -166,7 +172,15 @@ class UcxNode final : public Transport {
                               size_t length);
   void SendDeviceData(Operation* operation);
 
-  // Device memory: our own staging (ucx_staging.cc).
+  // Device memory: slots in between (ucx_staging.cc).
+  struct Stage {
+    StagingBuffer buffer;
+    std::deque<Operation*> waiting;  // for room, in order
+  };
+  Stage& StageOf(const Operation& operation);
+  // Puts it in line when there is no room; false when it cannot have a slot now or ever.
+  bool TakeSlot(Operation* operation);
+  std::optional<MemoryHandle> SlotMemory(const Operation& operation) const;
   void StageSend(Operation* operation);
   void StageReceive(Operation* operation);
   void PostStagedReceive(Operation* operation);
@@ -199,6 +213,7 @@ class UcxNode final : public Transport {
   std::vector<MemoryHandle> memory_ ABSL_GUARDED_BY(memory_mutex_);
   std::string not_direct_ ABSL_GUARDED_BY(memory_mutex_);  // why this side cannot; empty: it can
   bool ucx_knows_device_ = false;
+  bool can_gather_ = false;
   PathCounters paths_;
   UcxContext context_;
   // Device memory for checks, mapped for UCX; null unless this side can go directly.
@@ -219,10 +234,10 @@ class UcxNode final : public Transport {
   ClockTime spin_until_;
   DeviceJobs jobs_;
   DeviceFence fence_;
-  StagingBuffer send_staging_;
-  StagingBuffer receive_staging_;
-  std::deque<Operation*> waiting_sends_;     // for room
-  std::deque<Operation*> waiting_receives_;  // for room
+  Stage pinned_sends_;
+  Stage pinned_receives_;
+  Stage device_sends_;
+  Stage device_receives_;
   // Recorded by callbacks, run by RunRecorded().
   std::vector<ucp_conn_request_h> connections_;
   std::deque<Inbound> inbound_;

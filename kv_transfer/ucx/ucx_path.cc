@@ -36,6 +36,7 @@ static_assert(sizeof(PathMessage) == 24);
 
 absl::Status UcxNode::OpenDevice() {
   if (device() == nullptr) return absl::OkStatus();
+  can_gather_ = true;
   absl::Status status = device()->MakeCurrent();
   if (!status.ok()) return status;
   ucp_context_attr_t attributes{};
@@ -55,6 +56,10 @@ absl::Status UcxNode::OpenDevice() {
     }
     *buffer = *std::move(scratch);
   }
+  // Now or never: later the cached state may have all the memory.
+  can_gather_ = WhyNotDirect().empty() ? device_sends_.buffer.Reserve().ok() &&
+                                             device_receives_.buffer.Reserve().ok()
+                                       : true;
   return status;
 }
 
@@ -194,10 +199,14 @@ void UcxNode::SendDeviceData(Operation* operation) {
   switch (endpoint.path) {
     case DataPath::kDirect:
       operation->path = DataPath::kDirect;
+      if (!operation->parts.empty()) return StageSend(operation);
       SendMessage(operation, MessageType::kDeviceData,
                   FindMemory(operation->data, operation->length));
       return;
-    case DataPath::kStaged: StageSend(operation); return;
+    case DataPath::kStaged:
+      operation->path = DataPath::kStaged;
+      StageSend(operation);
+      return;
     case DataPath::kRefused:
       Complete(operation, absl::FailedPreconditionError(absl::StrCat(
                               "no direct path for device memory: ", endpoint.path_reason)));

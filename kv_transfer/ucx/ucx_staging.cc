@@ -1,8 +1,9 @@
-// Staged messages of the UCX transport: device memory by way of pinned host memory of our own, for
-// pairs without a direct path. A send waits for room, is copied out of the device, then sent; a
-// receive waits for room, is received, then copied into the device. Copies, wire and copies of
-// several messages overlap. Sends and receives have separate memory, so that two processes that
-// send to each other cannot wait for each other.
+// Messages of the UCX transport that go by a slot of memory in between. Staged ones, for pairs without
+// a direct path: device, pinned memory of ours, wire, pinned memory, device. Direct ones whose pieces
+// do not lie together: gathered into one piece of device memory and scattered from one. A send waits
+// for room, is copied into its slot, then sent; a receive waits for room, is received, then copied out
+// of its slot. Copies, wire and copies of several messages overlap. Sends and receives have separate
+// memory, so that two processes that send to each other cannot wait for each other.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -11,43 +12,55 @@
 
 namespace hyserve::kv_transfer {
 
-void UcxNode::StageSend(Operation* operation) {
-  operation->path = DataPath::kStaged;
-  if (waiting_sends_.empty()) {
-    const absl::StatusOr<char*> slot = send_staging_.Take(operation->length);
-    if (!slot.ok()) return Complete(operation, slot.status());
+UcxNode::Stage& UcxNode::StageOf(const Operation& operation) {
+  const bool direct = operation.path == DataPath::kDirect;
+  if (operation.kind == Kind::kSend) return direct ? device_sends_ : pinned_sends_;
+  return direct ? device_receives_ : pinned_receives_;
+}
+
+std::optional<UcxNode::MemoryHandle> UcxNode::SlotMemory(const Operation& operation) const {
+  if (operation.path == DataPath::kDirect) return FindMemory(operation.slot, operation.length);
+  return MemoryHandle{};
+}
+
+bool UcxNode::TakeSlot(Operation* operation) {
+  Stage& stage = StageOf(*operation);
+  if (stage.waiting.empty()) {
+    const absl::StatusOr<char*> slot = stage.buffer.Take(operation->length);
+    if (!slot.ok()) {
+      operation->announced = nullptr;
+      Complete(operation, slot.status());
+      return false;
+    }
     operation->slot = *slot;
+    if (*slot != nullptr) return true;
   }
-  if (operation->slot == nullptr) {
-    waiting_sends_.push_back(operation);
-    return;
-  }
-  jobs_.Add(device()->StartCopy(DeviceMemory::Direction::kToHost, operation->slot, operation->data,
-                                operation->length),
-            [this, operation](const absl::Status& status, uint32_t) {
+  stage.waiting.push_back(operation);
+  return false;
+}
+
+void UcxNode::StageSend(Operation* operation) {
+  if (!TakeSlot(operation)) return;
+  const bool direct = operation->path == DataPath::kDirect;
+  const auto direction =
+      direct ? DeviceMemory::Direction::kOnDevice : DeviceMemory::Direction::kToHost;
+  jobs_.Add(operation->parts.empty()
+                ? device()->StartCopy(direction, operation->slot, operation->data,
+                                      operation->length)
+                : device()->StartGather(direction, operation->slot, operation->parts),
+            [this, operation, direct](const absl::Status& status, uint32_t) {
               if (!status.ok()) return Complete(operation, status);
               if (operation->endpoint->closing) {
                 return Complete(operation, operation->endpoint->reason);
               }
-              SendMessage(operation, MessageType::kData, MemoryHandle{});
+              SendMessage(operation, direct ? MessageType::kDeviceData : MessageType::kData,
+                          SlotMemory(*operation));
             });
 }
 
 // Leaves operation->announced set exactly while UCX's description of the message is in use.
 void UcxNode::StageReceive(Operation* operation) {
-  if (waiting_receives_.empty()) {
-    const absl::StatusOr<char*> slot = receive_staging_.Take(operation->length);
-    if (!slot.ok()) {
-      operation->announced = nullptr;
-      return Complete(operation, slot.status());
-    }
-    operation->slot = *slot;
-  }
-  if (operation->slot == nullptr) {
-    waiting_receives_.push_back(operation);
-    return;
-  }
-  PostStagedReceive(operation);
+  if (TakeSlot(operation)) PostStagedReceive(operation);
 }
 
 void UcxNode::PostStagedReceive(Operation* operation) {
@@ -55,56 +68,61 @@ void UcxNode::PostStagedReceive(Operation* operation) {
     std::memcpy(operation->slot, operation->bytes.data(), operation->length);
     return Complete(operation, absl::OkStatus());
   }
-  if (!PostReceive(operation, operation->announced, MemoryHandle{})) operation->announced = nullptr;
+  if (!PostReceive(operation, operation->announced, SlotMemory(*operation))) {
+    operation->announced = nullptr;
+  }
 }
 
 bool UcxNode::ContinueStaged(Operation* operation) {
-  if (operation->kind != Kind::kReceive || operation->slot == nullptr || operation->uploaded ||
+  if (operation->kind != Kind::kReceive || operation->slot == nullptr || operation->landing ||
       !operation->status.ok()) {
     return false;
   }
-  operation->uploaded = true;
-  jobs_.Add(device()->StartCopy(DeviceMemory::Direction::kToDevice, operation->data,
-                                operation->slot, operation->length),
+  operation->landing = true;
+  const auto direction = operation->path == DataPath::kDirect
+                             ? DeviceMemory::Direction::kOnDevice
+                             : DeviceMemory::Direction::kToDevice;
+  jobs_.Add(operation->parts.empty()
+                ? device()->StartCopy(direction, operation->data, operation->slot,
+                                      operation->length)
+                : device()->StartScatter(direction, operation->parts, operation->slot),
             [this, operation](const absl::Status& status, uint32_t) { Complete(operation, status); });
   return true;
 }
 
 void UcxNode::ReleaseSlot(Operation* operation) {
   if (operation->slot == nullptr) return;
-  const bool sent = operation->kind == Kind::kSend;
-  (sent ? send_staging_ : receive_staging_).Give(operation->slot);
+  Stage& stage = StageOf(*operation);
+  stage.buffer.Give(operation->slot);
   operation->slot = nullptr;
   // In the order in which they came. One that failed is out of the way.
   std::deque<Operation*> waiting;
-  waiting.swap(sent ? waiting_sends_ : waiting_receives_);
-  while (!waiting.empty()) {
+  waiting.swap(stage.waiting);
+  while (!waiting.empty() && stage.waiting.empty()) {
     Operation* next = waiting.front();
     waiting.pop_front();
-    if (sent) {
+    if (next->kind == Kind::kSend) {
       StageSend(next);
     } else {
       StageReceive(next);
     }
-    std::deque<Operation*>& still = sent ? waiting_sends_ : waiting_receives_;
-    if (still.empty()) continue;
-    still.insert(still.end(), waiting.begin(), waiting.end());
-    return;
   }
+  stage.waiting.insert(stage.waiting.end(), waiting.begin(), waiting.end());
 }
 
 void UcxNode::DropWaiting(Endpoint& endpoint) {
   for (Operation* operation : endpoint.held) Complete(operation, endpoint.reason);
   endpoint.held.clear();
-  for (std::deque<Operation*>* waiting : {&waiting_sends_, &waiting_receives_}) {
-    for (Operation*& operation : *waiting) {
+  for (Stage* stage : {&pinned_sends_, &pinned_receives_, &device_sends_, &device_receives_}) {
+    for (Operation*& operation : stage->waiting) {
       if (operation->endpoint != &endpoint) continue;
       if (operation->announced != nullptr) {
         ucp_am_data_release(worker_.get(), std::exchange(operation->announced, nullptr));
       }
       Complete(std::exchange(operation, nullptr), endpoint.reason);
     }
-    waiting->erase(std::remove(waiting->begin(), waiting->end(), nullptr), waiting->end());
+    stage->waiting.erase(std::remove(stage->waiting.begin(), stage->waiting.end(), nullptr),
+                         stage->waiting.end());
   }
 }
 

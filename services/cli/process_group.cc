@@ -38,7 +38,7 @@ absl::Status ProcessGroup::Start(const std::string& name, const std::vector<std:
   if (pid == 0) {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(127);
-    signal(SIGINT, SIG_IGN);
+    setpgid(0, 0);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);

@@ -20,8 +20,8 @@ class ProcessGroup {
   ProcessGroup(const ProcessGroup&) = delete;
   ProcessGroup& operator=(const ProcessGroup&) = delete;
 
-  // Starts argv[0] (a path) as `name`. The child gets SIGTERM when this process dies, and ignores
-  // the terminal's SIGINT, so that only Stop() ends it.
+  // Starts argv[0] (a path) as `name`. The child gets SIGTERM when this process dies, and has a
+  // process group of its own, so that a signal to ours (Ctrl-C) does not reach it beside Stop()'s.
   absl::Status Start(const std::string& name, const std::vector<std::string>& argv);
 
   // Reaps without blocking. The name and fate of a child that ended, e.g. "decode exited with 78",

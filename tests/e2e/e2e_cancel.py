@@ -1,4 +1,6 @@
 """Clients that cancel, run out of time or do not read; processes that are asked to stop."""
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -94,6 +96,18 @@ class Stops(unittest.TestCase):
         client.join()
         self.assertEqual(replies[0].code, grpc.StatusCode.OK, replies[0].message)
         self.assertEqual(len(replies[0].tokens), 300)
+
+    def test_a_signal_to_the_whole_group_of_hyserve_up_stops_it_cleanly(self):
+        cluster = Cluster(PAIR)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            up = subprocess.Popen([str(BIN / "hyserve"), "up", "--config", str(cluster.config)],
+                                  stdout=subprocess.PIPE, text=True, start_new_session=True)
+            ready = next(line for line in up.stdout if line.startswith("ready"))
+            self.assertIn("1 prefill and 1 decode", ready)
+            os.killpg(up.pid, number)
+            up.stdout.read()
+            self.assertEqual(up.wait(30), 0)
+        cluster.directory.cleanup()
 
     def test_a_bad_model_or_configuration_starts_nothing(self):
         cluster = Cluster(PAIR, model="path: /nonexistent")

@@ -36,5 +36,15 @@ TEST(Crc32cTest, HardwareAndPortableAgreeAtEveryLengthAndSplit) {
   }
 }
 
+TEST(Crc32cTest, AMessagesChecksumFromItsParts) {
+  std::string text(10'000, 'x');
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * i >> 3);
+  for (const size_t cut : {1, 3, 4096, 9'999}) {
+    const Crc32cAppend append(text.size() - cut);
+    EXPECT_EQ(append(Crc32c(text.data(), cut), Crc32c(text.data() + cut, text.size() - cut)),
+              Crc32c(text.data(), text.size()));
+  }
+}
+
 }  // namespace
 }  // namespace hyserve::kv_transfer

@@ -3,6 +3,7 @@
 // "cuda:0" on a machine with a GPU, where both ways are tried.
 #include <signal.h>
 
+#include <algorithm>
 #include <numeric>
 #include <sstream>
 #include <string>
@@ -143,6 +144,30 @@ TEST_F(DeviceHandoffTest, EveryByteArrivesStaged) {
   ExpectAllBy(DataPath::kStaged);
 }
 
+// Both sides' blocks in an order of their own: messages are gathered and scattered, not cut.
+TEST_F(DeviceHandoffTest, ScatteredBlocksTravelInLargeMessages) {
+  for (const std::string policy : {"auto", "staged"}) {
+    Start({.policy = policy});
+    std::vector<int32_t> blocks = Blocks(kTokens, 0, 2);
+    std::reverse(blocks.begin(), blocks.end());
+    pool_->Poison(blocks, 0);
+    const std::vector<int32_t> between = Blocks(kTokens - 64, 1, 2);
+    pool_->Poison(between, -1);
+    Waiting pull;
+    ASSERT_TRUE(Pull(1, kTokens, blocks, pull).ok());
+    Offer(1, kTokens, 5);
+    pull.done.WaitForNotification();
+    ASSERT_TRUE(pull.result.status.ok()) << pull.result.status;
+    EXPECT_TRUE(pool_->Holds(1, blocks, 0));
+    EXPECT_TRUE(pool_->IsPoisoned(between, -1)) << "bytes fell between the blocks";
+    // 313 blocks: three messages a layer, and the slab.
+    EXPECT_EQ(importer_->stats().data_messages.value(), 3 * kLayers + 1);
+    ExpectAllBy(policy == "auto" ? kBest : DataPath::kStaged);
+    importer_.reset();
+    transport_.reset();
+  }
+}
+
 TEST_F(DeviceHandoffTest, DeviceToHost) {
   Start({.importer_device = "cpu"});
   Transfer(1);
@@ -243,7 +268,7 @@ TEST_F(DeviceHandoffTest, KilledExporterEndsThePullAndNothingLandsLater) {
 TEST_F(DeviceHandoffTest, FrozenExporterIsClosedByForceAndNothingLandsAfterItWakes) {
   ImporterOptions options;
   options.progress_timeout = absl::Milliseconds(200);
-  options.silence_timeout = absl::Milliseconds(300);
+  options.silence_timeout = absl::Seconds(5);  // the one that wakes may take a while to answer
   options.renew_interval = absl::Milliseconds(50);
   Start({}, options);
   const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);

@@ -75,6 +75,33 @@ TEST_F(DeviceLoopbackTest, EveryByteArrives) {
             0);
 }
 
+TEST_F(DeviceLoopbackTest, ScatteredBlocksLandWhereTheyBelong) {
+  const std::vector<int32_t> source = {9, 2, 7, 3, 4};
+  const std::vector<int32_t> target = {1, 0, 8, 9, 5};
+  source_.Fill(1, source, 0);
+  target_.Poison(Blocks(0), 0);
+  target_.Poison(Blocks(1), 1);
+  absl::Notification done;
+  ASSERT_TRUE(exporter_
+                  ->Offer({.id = TestId(1), .epoch = 1, .num_tokens = kTokens, .blocks = source,
+                           .slab = 0})
+                  .ok());
+  exporter_->SlabReady(TestId(1), HandoffPool::Selection(source_.layout(), 1, kBlocks), "");
+  ASSERT_TRUE(importer_
+                  ->Pull({.id = TestId(1), .epoch = 1,
+                          .source = {prefill_->local_address(), prefill_->incarnation()},
+                          .num_tokens = kTokens, .blocks = target, .slab = 0},
+                         [&](const TransferId&, const PullResult& result) {
+                           EXPECT_TRUE(result.status.ok()) << result.status;
+                           done.Notify();
+                         })
+                  .ok());
+  done.WaitForNotification();
+  EXPECT_TRUE(target_.Holds(1, target, 0));
+  EXPECT_TRUE(target_.IsPoisoned({2, 3, 4, 6, 7}, -1));
+  EXPECT_EQ(importer_->stats().data_messages.value(), 3 + 1);
+}
+
 TEST_F(DeviceLoopbackTest, ABrokenDeviceEndsBothSides) {
   auto* fake = dynamic_cast<FakeDeviceMemory*>(device_.get());
   if (fake == nullptr) GTEST_SKIP() << "only a fake can be broken and mended";

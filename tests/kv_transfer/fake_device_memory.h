@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/synchronization/mutex.h"
 #include "kv_transfer/crc32c.h"
@@ -63,18 +64,41 @@ class FakeDeviceMemory final : public DeviceMemory {
 
   absl::StatusOr<JobId> StartCopy(Direction direction, void* to, const void* from,
                                   size_t bytes) override {
+    return StartGather(direction, static_cast<char*>(to),
+                       {{static_cast<char*>(const_cast<void*>(from)), bytes}});
+  }
+  absl::StatusOr<JobId> StartGather(Direction direction, char* to,
+                                    const std::vector<MemoryPart>& from) override {
     absl::MutexLock lock(&mutex_);
-    Job job{.bytes = bytes};
-    job.to = direction == Direction::kToHost ? static_cast<char*>(to) : Backing(to, bytes);
-    job.from = direction == Direction::kToDevice ? static_cast<const char*>(from)
-                                                 : Backing(from, bytes);
-    if (job.to == nullptr || job.from == nullptr) return absl::InternalError("copy outside");
+    Job job;
+    for (const MemoryPart& part : from) {
+      job.copies.push_back({direction == Direction::kToHost ? to : Backing(to, part.bytes),
+                            direction == Direction::kToDevice ? part.data
+                                                              : Backing(part.data, part.bytes),
+                            part.bytes});
+      to += part.bytes;
+    }
     return Start(job);
   }
-  absl::StatusOr<JobId> StartChecksum(const void* data, size_t bytes) override {
+  absl::StatusOr<JobId> StartScatter(Direction direction, const std::vector<MemoryPart>& to,
+                                     const char* from) override {
     absl::MutexLock lock(&mutex_);
-    const Job job{.from = Backing(data, bytes), .bytes = bytes};
-    if (job.from == nullptr) return absl::InternalError("checksum outside");
+    Job job;
+    for (const MemoryPart& part : to) {
+      job.copies.push_back(
+          {Backing(part.data, part.bytes),
+           direction == Direction::kToDevice ? from : Backing(from, part.bytes), part.bytes});
+      from += part.bytes;
+    }
+    return Start(job);
+  }
+  absl::StatusOr<JobId> StartChecksum(const std::vector<MemoryPart>& parts,
+                                      uint32_t* each) override {
+    absl::MutexLock lock(&mutex_);
+    Job job{.checksum = true, .each = each};
+    for (const MemoryPart& part : parts) {
+      job.copies.push_back({nullptr, Backing(part.data, part.bytes), part.bytes});
+    }
     return Start(job);
   }
   std::optional<absl::StatusOr<uint32_t>> Poll(JobId id) override {
@@ -86,10 +110,14 @@ class FakeDeviceMemory final : public DeviceMemory {
     jobs_.erase(it);
     if (broken_) return absl::StatusOr<uint32_t>(absl::InternalError("the fake device is broken"));
     uint32_t crc = 0;
-    if (job.to == nullptr) {
-      crc = Crc32c(job.from, job.bytes);
-    } else {
-      std::memcpy(job.to, job.from, job.bytes);
+    for (size_t i = 0; i < job.copies.size(); ++i) {
+      const Copy& copy = job.copies[i];
+      if (job.checksum) {
+        crc = Crc32c(copy.from, copy.bytes, job.each == nullptr ? crc : 0);
+        if (job.each != nullptr) job.each[i] = crc;
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
     }
     return absl::StatusOr<uint32_t>(crc);
   }
@@ -110,15 +138,26 @@ class FakeDeviceMemory final : public DeviceMemory {
     char* backing = nullptr;
     size_t bytes = 0;
   };
+  struct Copy {
+    char* to;
+    const char* from;
+    size_t bytes;
+  };
   struct Job {
-    char* to = nullptr;  // null: a checksum
-    const char* from = nullptr;
-    size_t bytes = 0;
+    bool checksum = false;
+    uint32_t* each = nullptr;
+    std::vector<Copy> copies = {};
     int polls = 0;
   };
   using RangeMap = std::map<char*, Range>;
 
-  JobId Start(const Job& job) {
+  absl::StatusOr<JobId> Start(const Job& job) {
+    if (job.copies.size() > kMaxParts) return absl::InternalError("too many pieces");
+    for (const Copy& copy : job.copies) {
+      if (copy.from == nullptr || (copy.to == nullptr && !job.checksum)) {
+        return absl::InternalError("outside of the device's memory");
+      }
+    }
     jobs_.emplace(next_job_, job);
     return next_job_++;
   }

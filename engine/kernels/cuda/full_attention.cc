@@ -137,7 +137,7 @@ class SplitAttention {
   // At least as many as the kernels will find.
   int Splits(const SequencePart& part) const {
     return batch_.context_bound > 0
-               ? MostSplits(part.pages, args_.num_kv_heads, args_.head_dim)
+               ? MostSplits(part.pages, args_.num_kv_heads, group_heads_, args_.head_dim)
                : part.splits();
   }
 

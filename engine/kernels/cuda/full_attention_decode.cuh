@@ -3,7 +3,8 @@
 // In a block one warpgroup computes and one warp starts copies; blocks stay on their SM and walk
 // over work items, so the copies of the next item run while this one is finished. Per page (64
 // tokens): S = Q K^T as one 64 x 64 product (query rows beyond the tile's are zero), block maxima
-// from the row maxima, softmax, O += P V. Barriers per stage of K and of V.
+// from the row maxima, softmax, O += P V. The product with a page's values runs under the softmax
+// of the next page. Barriers per stage of K and of V.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_DECODE_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_FULL_ATTENTION_DECODE_CUH_
 
@@ -13,6 +14,7 @@
 #include <cmath>
 
 #include "engine/kernels/cuda/full_attention_decode.h"
+#include "engine/kernels/cuda/full_attention_decode_query.cuh"
 #include "engine/kernels/cuda/hopper/mbarrier.h"
 #include "engine/kernels/cuda/hopper/tma.h"
 #include "engine/kernels/cuda/hopper/warpgroup.h"
@@ -25,7 +27,6 @@ namespace hyserve::kernels::cuda {
 
 // A warpgroup that computes; one whose first warp starts copies.
 inline constexpr int kDecodeThreads = 2 * hopper::kWarpgroupThreads;
-inline constexpr int kSlabBytes = kPageTokens * 128;  // 64 rows of 64 bf16
 
 // kSharedQ: Q in shared memory, where registers do not suffice.
 template <int kDim_, int kVDim_, int kKStages_, int kVStages_, int kBlocksPerSm_, bool kSharedQ_>
@@ -112,128 +113,44 @@ __device__ void CopyPages(const SplitAttentionArgs& args, const CUtensorMap* k_m
   }
 }
 
-// The tile of query rows of one work item.
-struct QueryTile {
-  const __nv_bfloat16* q;  // head 0 of the group, first token
-  int64_t stride;
-  int group_heads;
-  int rows;   // of the sequence: tokens * heads
-  int begin;  // first of the tile
-
-  __device__ const __nv_bfloat16* Row(int row, int dim) const {
-    return q + row / group_heads * stride + row % group_heads * dim;
-  }
-};
-
-// A fragments of Q for this thread: rows and dims as wgmma.h lays out A.
-template <int kDim>
-__device__ void LoadQueryRegisters(const QueryTile& tile, uint32_t (&q)[kDim / 16][4]) {
-  const int lane = threadIdx.x % 32;
-  const int row = tile.begin + threadIdx.x / 32 * 16 + lane / 4;
-  // Pairs are 4-byte aligned in all rows or may be in none.
-  const bool aligned = (reinterpret_cast<uintptr_t>(tile.q) % 4) == 0 && tile.stride % 2 == 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const bool valid = row + 8 * half < tile.rows;
-    const __nv_bfloat16* from =
-        tile.Row(valid ? row + 8 * half : tile.begin, kDim) + lane % 4 * 2;
-#pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const __nv_bfloat16* pair = from + step * 16 + part * 8;
-        uint32_t bits = 0;
-        if (valid && aligned) {
-          bits = *reinterpret_cast<const uint32_t*>(pair);
-        } else if (valid) {
-          bits = __bfloat16_as_ushort(pair[0]) |
-                 static_cast<uint32_t>(__bfloat16_as_ushort(pair[1])) << 16;
-        }
-        q[step][half + 2 * part] = bits;
-      }
-    }
-  }
-}
-
-// Starts copying the tile to shared memory, as K-major slabs with 128-byte swizzle.
-template <int kDim>
-__device__ void StartQueryCopy(const QueryTile& tile, char* shared) {
-  const bool aligned = (reinterpret_cast<uintptr_t>(tile.q) % 16) == 0 && tile.stride % 8 == 0;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < kDecodeTileRows * kDim / 8; i += hopper::kWarpgroupThreads) {
-    const int row = i / (kDim / 8);
-    const int chunk = i % (kDim / 8);
-    const bool valid = tile.begin + row < tile.rows;
-    const __nv_bfloat16* from = tile.Row(valid ? tile.begin + row : tile.begin, kDim) + chunk * 8;
-    char* to = shared + chunk / 8 * kSlabBytes + row * 128 + ((chunk ^ row) % 8) * 16;
-    if (aligned) {
-      const int bytes = valid ? 16 : 0;  // the rest of 16 becomes zero
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                       hopper::SharedAddress(to)),
-                   "l"(from), "r"(bytes)
-                   : "memory");
-    } else {
-      uint32_t words[4] = {0, 0, 0, 0};
-      for (int w = 0; valid && w < 4; ++w) {
-        words[w] = __bfloat16_as_ushort(from[2 * w]) |
-                   static_cast<uint32_t>(__bfloat16_as_ushort(from[2 * w + 1])) << 16;
-      }
-      *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-    }
-  }
-}
-
-// Until the tile that the whole warpgroup started to copy can be multiplied.
-__device__ inline void FinishQueryCopy() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-  hopper::FenceSharedForAsync();
-  hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);
-}
-
 // What a thread knows of its two query rows (rows row and row + 8 of the tile).
 struct SoftmaxRows {
   float m[2];
   float l[2];
 };
 
-// S of one page to P in bf16 A fragments; updates m, l and O.
-template <int kOut>
-__device__ void SoftmaxPage(float (&s)[32], uint32_t (&p)[4][4], float (&o)[kOut],
-                            SoftmaxRows& rows, float scale_log2, const float (&page_max)[2]) {
+// S of one page to exp(scale (s - m)) in place; updates m and l. factor: what O must be multiplied
+// with; exactly 1 where m stays.
+__device__ inline void SoftmaxPage(float (&s)[32], SoftmaxRows& rows, float scale_log2,
+                                   const float (&page_max)[2], float (&factor)[2]) {
   float base[2];
-  float factor[2];
-  bool moved = false;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float m = fmaxf(rows.m[half], page_max[half]);
-    moved |= m != rows.m[half];
-    // Rounded products, so that the factor is exactly 1 where m stays.
     base[half] = m == -INFINITY ? 0.0f : __fmul_rn(m, scale_log2);
     factor[half] = hopper::Exp2(__fmul_rn(rows.m[half], scale_log2) - base[half]);
     rows.m[half] = m;
-  }
-  if (__any_sync(0xffffffff, moved)) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      rows.l[half] *= factor[half];
-#pragma unroll
-      for (int i = 0; i < kOut; i += 4) {
-        o[i + 2 * half] *= factor[half];
-        o[i + 2 * half + 1] *= factor[half];
-      }
-    }
+    rows.l[half] *= factor[half];
   }
 #pragma unroll
-  for (int i = 0; i < 32; i += 4) {
+  for (int i = 0; i < 32; ++i) {
+    const int half = i / 2 % 2;
+    s[i] = hopper::Exp2(fmaf(s[i], scale_log2, -base[half]));
+    rows.l[half] += s[i];
+  }
+}
+
+template <int kOut>
+__device__ __forceinline__ void RescaleOutput(float (&o)[kOut], const float (&factor)[2]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float& first = s[i + 2 * half];
-      float& second = s[i + 2 * half + 1];
-      first = hopper::Exp2(fmaf(first, scale_log2, -base[half]));
-      second = hopper::Exp2(fmaf(second, scale_log2, -base[half]));
-      rows.l[half] += first + second;
-      p[i / 8][(i / 4 % 2) * 2 + half] = hopper::PackBf16(first, second);
-    }
+  for (int i = 0; i < kOut; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+// The softmax of one page to A fragments.
+__device__ __forceinline__ void PackProbabilities(const float (&s)[32], uint32_t (&p)[4][4]) {
+#pragma unroll
+  for (int i = 0; i < 32; i += 2) {
+    p[i / 8][i / 4 % 2 * 2 + i / 2 % 2] = hopper::PackBf16(s[i], s[i + 1]);
   }
 }
 
@@ -251,9 +168,9 @@ __device__ void ClearValues(char* v, int first_token) {
   hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);
 }
 
-// S = Q K^T of the page in the current stage; s complete on return.
+// Starts S = Q K^T of the page in a stage, as one group.
 template <typename Shape, int kQSteps>
-__device__ void MultiplyQueryKeys(const DecodeShared<Shape>& shared, int stage,
+__device__ __forceinline__ void StartQueryKeys(const DecodeShared<Shape>& shared, int stage,
                                   const uint32_t (&q)[kQSteps][4], float (&s)[32]) {
   const uint64_t k = hopper::DescriptorKMajor(hopper::SharedAddress(shared.k[stage]));
   hopper::WgmmaFence();
@@ -269,14 +186,13 @@ __device__ void MultiplyQueryKeys(const DecodeShared<Shape>& shared, int stage,
     }
   }
   hopper::WgmmaCommit();
-  hopper::WgmmaWait<0>();
-  hopper::FenceRegisters(s);
 }
 
-// O += P V of the page in the current stage; o complete on return.
+// Starts O += P V of the page in a stage, as one group.
 template <typename Shape>
-__device__ void MultiplyValues(const DecodeShared<Shape>& shared, int stage, uint32_t (&p)[4][4],
-                               float (&o)[Shape::kVDim / 2]) {
+__device__ __forceinline__ void StartValues(const DecodeShared<Shape>& shared, int stage,
+                                            uint32_t (&p)[4][4],
+                                            float (&o)[Shape::kVDim / 2]) {
   const uint64_t v =
       hopper::DescriptorMnMajor(hopper::SharedAddress(shared.v[stage]), kSlabBytes);
   hopper::FenceRegisters(o);
@@ -288,8 +204,6 @@ __device__ void MultiplyValues(const DecodeShared<Shape>& shared, int stage, uin
                                                      hopper::AdvanceDescriptor(v, step * 2048), 1);
   }
   hopper::WgmmaCommit();
-  hopper::WgmmaWait<0>();
-  hopper::FenceRegisters(o);
 }
 
 // Masks S of the page that begins at `key` and finds the largest of each of the thread's two rows,
@@ -360,6 +274,10 @@ __device__ void StoreResults(const SplitAttentionArgs& args, const SequenceWork&
   }
 }
 
+// The same value, which all lanes have, where the compiler can see that they have: products may be
+// in flight across branches only where whole warpgroups take them.
+__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 // The computing warpgroup.
 template <typename Shape>
 __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>& shared) {
@@ -388,11 +306,13 @@ __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>&
     }
   };
   WorkItem next;
-  bool more = walker.Next(next);
+  bool more = Uniform(walker.Next(next));
   if (more) start_queries(next);
   while (more) {
-    const WorkItem item = next;
-    more = walker.Next(next);
+    WorkItem item = next;
+    item.page_begin = Uniform(item.page_begin);
+    item.page_end = Uniform(item.page_end);
+    more = Uniform(walker.Next(next));
     const SequenceWork work = shared.work.sequences[item.sequence];
     const int num_rows = work.rows * group_heads;
     const int row = item.tile * kDecodeTileRows + warp * 16 + lane / 4;
@@ -409,42 +329,61 @@ __device__ void AttendPages(const SplitAttentionArgs& args, DecodeShared<Shape>&
     for (int i = 0; i < kVDim / 2; ++i) o[i] = 0.0f;
     if constexpr (Shape::kSharedQ) FinishQueryCopy();
 
-    for (int page = item.page_begin; page < item.page_end; ++page) {
-      float s[32];
+    float s[32];
+    uint32_t p[4][4];
+    float factor[2];
+    // S of `page` is complete; leaves the exponentials in s.
+    const auto softmax = [&](int page) {
+      const int key = page * kPageTokens;
+      float page_max[2];
+      MaskAndReduce(s, key, key + kPageTokens - 1 > work.position, limits, page_max);
+      if (maxima != nullptr && lane % 4 == 0) {
+        float* to = maxima + static_cast<int64_t>(page) * num_rows + row;
+        if (row < num_rows) to[0] = page_max[0];
+        if (row + 8 < num_rows) to[8] = page_max[1];
+      }
+      SoftmaxPage(s, rows, scale_log2, page_max, factor);
+    };
+    const auto start_keys = [&]() {
       hopper::BarrierWait(&shared.k_full[k_ring.stage], k_ring.parity);
-      MultiplyQueryKeys<Shape>(shared, k_ring.stage, q, s);
+      StartQueryKeys<Shape>(shared, k_ring.stage, q, s);
+    };
+    const auto release_keys = [&]() {
+      hopper::FenceRegisters(s);
       if (lane == 0) hopper::BarrierArrive(&shared.k_empty[k_ring.stage]);
       k_ring.Advance();
-      if (more && page + 1 == item.page_end) {
-        if constexpr (Shape::kSharedQ) {
-          hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);  // all are done with Q
-        }
-        start_queries(next);
-      }
-
-      uint32_t p[4][4];
-      if (active) {
-        const int key = page * kPageTokens;
-        float page_max[2];
-        MaskAndReduce(s, key, key + kPageTokens - 1 > work.position, limits, page_max);
-        if (maxima != nullptr && lane % 4 == 0) {
-          float* to = maxima + static_cast<int64_t>(page) * num_rows + row;
-          if (row < num_rows) to[0] = page_max[0];
-          if (row + 8 < num_rows) to[8] = page_max[1];
-        }
-        SoftmaxPage(s, p, o, rows, scale_log2, page_max);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = 0;
-      }
-
-      hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
-      const int context = work.position + work.rows - page * kPageTokens;
-      if (context < kPageTokens) ClearValues<kVDim>(shared.v[v_ring.stage], context);
-      MultiplyValues<Shape>(shared, v_ring.stage, p, o);
+    };
+    const auto finish_values = [&]() {
+      hopper::WgmmaWait<0>();
+      hopper::FenceRegisters(o);
       if (lane == 0) hopper::BarrierArrive(&shared.v_empty[v_ring.stage]);
       v_ring.Advance();
+    };
+    start_keys();
+    hopper::WgmmaWait<0>();
+    release_keys();
+    softmax(item.page_begin);
+    PackProbabilities(s, p);
+    for (int page = item.page_begin; page + 1 < item.page_end; ++page) {
+      start_keys();  // of the next page
+      hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
+      StartValues<Shape>(shared, v_ring.stage, p, o);
+      hopper::WgmmaWait<1>();
+      release_keys();
+      softmax(page + 1);
+      finish_values();
+      RescaleOutput(o, factor);
+      PackProbabilities(s, p);
     }
+    if (more) {  // Q has done its work
+      if constexpr (Shape::kSharedQ) hopper::NamedBarrierSync(1, hopper::kWarpgroupThreads);
+      start_queries(next);
+    }
+    hopper::BarrierWait(&shared.v_full[v_ring.stage], v_ring.parity);
+    const int context = work.position + work.rows - (item.page_end - 1) * kPageTokens;
+    if (context < kPageTokens) ClearValues<kVDim>(shared.v[v_ring.stage], context);
+    StartValues<Shape>(shared, v_ring.stage, p, o);
+    finish_values();
 
     const int64_t first =
         work.partial_begin +
@@ -476,7 +415,7 @@ __global__ void __launch_bounds__(kDecodeThreads, Shape::kBlocksPerSm)
   }
   WaitForPriorKernels();
   BuildSplitWork<kDecodeTileRows>(args, shared.work);  // ends with a block-wide barrier
-  if (threadIdx.x < hopper::kWarpgroupThreads) {
+  if (Uniform(threadIdx.x / hopper::kWarpgroupThreads) == 0) {
     if constexpr (Shape::kBlocksPerSm > 1) hopper::IncreaseRegisters<224>();
     AttendPages<Shape>(args, shared);
   } else {

@@ -50,9 +50,19 @@ __device__ inline MergedState MergeStates(const PartialRows& partial, int first_
   const int lane = threadIdx.x % 32;
   const int group = lane / kRowsPerWarp;
   const int row = min(first_row + lane % kRowsPerWarp, partial.rows - 1);
+  constexpr int kCached = 8;
+  float2 cached[kCached];
+#pragma unroll
+  for (int t = 0; t < kCached; ++t) {
+    const int i = group + t * kMergeGroups;
+    cached[t] = {-INFINITY, 0.0f};
+    if (i < partial.splits) cached[t] = partial.State(i, row);
+  }
   float m = -INFINITY;
-#pragma unroll 8
-  for (int i = group; i < partial.splits; i += kMergeGroups) {
+#pragma unroll
+  for (int t = 0; t < kCached; ++t) m = fmaxf(m, cached[t].x);
+#pragma unroll 4
+  for (int i = group + kCached * kMergeGroups; i < partial.splits; i += kMergeGroups) {
     m = fmaxf(m, partial.State(i, row).x);
   }
 #pragma unroll
@@ -60,8 +70,13 @@ __device__ inline MergedState MergeStates(const PartialRows& partial, int first_
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, step));
   }
   float own = 0.0f;
-#pragma unroll 8
-  for (int i = group; i < partial.splits; i += kMergeGroups) {
+#pragma unroll
+  for (int t = 0; t < kCached; ++t) {
+    if (group + t * kMergeGroups >= partial.splits) continue;
+    own = fmaf(cached[t].y, partial.Weight(cached[t].x, m), own);
+  }
+#pragma unroll 4
+  for (int i = group + kCached * kMergeGroups; i < partial.splits; i += kMergeGroups) {
     const float2 state = partial.State(i, row);
     own = fmaf(state.y, partial.Weight(state.x, m), own);
   }
@@ -73,25 +88,35 @@ __device__ inline MergedState MergeStates(const PartialRows& partial, int first_
   return {m, l};
 }
 
-// The same by one warp for one row of at most 32 splits: the same bits, in every lane; weight: of
-// split `lane`, 0 beyond the splits.
-__device__ inline MergedState MergeFewStates(const PartialRows& partial, int row, float& weight) {
+// The same by one warp for one row of at most 32 * kRounds splits: the same bits, in every lane;
+// weight[r]: of split lane + 32 r, 0 beyond the splits.
+template <int kRounds>
+__device__ MergedState MergeFewStates(const PartialRows& partial, int row,
+                                      float (&weight)[kRounds]) {
   const int lane = threadIdx.x % 32;
-  float2 state = {-INFINITY, 0.0f};
-  if (lane < partial.splits) state = partial.State(lane, row);
-  float m = state.x;
+  float2 state[kRounds];
+  float m = -INFINITY;
+#pragma unroll
+  for (int r = 0; r < kRounds; ++r) {
+    state[r] = {-INFINITY, 0.0f};
+    if (lane + 32 * r < partial.splits) state[r] = partial.State(lane + 32 * r, row);
+    m = fmaxf(m, state[r].x);
+  }
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, step));
   }
-  weight = lane < partial.splits ? partial.Weight(state.x, m) : 0.0f;
   float own = 0.0f;
 #pragma unroll
-  for (int t = 0; t < 32 / kMergeGroups; ++t) {
-    const int i = lane % kMergeGroups + t * kMergeGroups;
-    const float other_l = __shfl_sync(0xffffffff, state.y, i);
-    const float other_weight = __shfl_sync(0xffffffff, weight, i);
-    if (i < partial.splits) own = fmaf(other_l, other_weight, own);
+  for (int r = 0; r < kRounds; ++r) {
+    weight[r] = lane + 32 * r < partial.splits ? partial.Weight(state[r].x, m) : 0.0f;
+#pragma unroll
+    for (int t = 0; t < 32 / kMergeGroups; ++t) {
+      const int i = lane % kMergeGroups + t * kMergeGroups;
+      const float other_l = __shfl_sync(0xffffffff, state[r].y, i);
+      const float other_weight = __shfl_sync(0xffffffff, weight[r], i);
+      if (i + 32 * r < partial.splits) own = fmaf(other_l, other_weight, own);
+    }
   }
   float l = 0.0f;
 #pragma unroll

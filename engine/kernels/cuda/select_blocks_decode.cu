@@ -14,6 +14,7 @@ namespace {
 constexpr int kPieceDims = 128;  // output dims of a row that are merged together
 constexpr int kPieceLanes = kPieceDims / 32;
 constexpr int kFewSplits = 32;
+constexpr int kFewPieces = 1024;
 constexpr int kMergeWarps = 16;  // of a piece of many splits: two for every group
 
 // What the blocks of a launch are: per token, `parts` for every KV head (block selection), then
@@ -29,7 +30,7 @@ struct MergeGrid {
 __device__ void MergeFewSplits(const PartialRows& partial, int row, int dim, int first_dim,
                                __nv_bfloat16* out) {
   const int lane = threadIdx.x % 32;
-  float weight;
+  float weight[1];
   const MergedState merged = MergeFewStates(partial, row, weight);
   float sum[kMergeGroups][kPieceLanes] = {};
   for (int i = 0; i < partial.splits; i += kMergeGroups) {
@@ -45,7 +46,7 @@ __device__ void MergeFewSplits(const PartialRows& partial, int row, int dim, int
     }
 #pragma unroll
     for (int g = 0; g < kMergeGroups; ++g) {
-      const float w = __shfl_sync(0xffffffff, weight, (i + g) % 32);
+      const float w = __shfl_sync(0xffffffff, weight[0], (i + g) % 32);
       if (i + g >= partial.splits) continue;
 #pragma unroll
       for (int j = 0; j < kPieceLanes; ++j) sum[g][j] = fmaf(w, values[g][j], sum[g][j]);
@@ -63,47 +64,83 @@ __device__ void MergeFewSplits(const PartialRows& partial, int row, int dim, int
   }
 }
 
-// A piece of one row by a block of kMergeWarps warps: a warp takes one group of splits and half of
-// the dims.
-__device__ void MergeManySplits(const PartialRows& partial, int row, int dim, int first_dim,
-                                __nv_bfloat16* out, float (*shared)[kPieceDims]) {
-  constexpr int kLanes = kPieceLanes / 2;
-  constexpr int kAhead = 8;  // splits whose loads are in flight at once
+constexpr int kHalfLanes = kPieceLanes / 2;
+constexpr int kAhead = 8;  // splits whose loads are in flight at once
+
+// Outputs of `count` of the splits i, i + 8, ...; from: of this lane's first dim.
+__device__ __forceinline__ void LoadOutputs(const PartialRows& partial, int row, int dim,
+                                            int first_dim, int i, int count,
+                                            float (&values)[kAhead][kHalfLanes]) {
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) {
+    const float* from = partial.Out(i + u * kMergeGroups, row, dim) + first_dim;
+#pragma unroll
+    for (int j = 0; j < kHalfLanes; ++j) {
+      values[u][j] = u < count && first_dim + j * 32 < dim ? __ldcg(from + j * 32) : 0.0f;
+    }
+  }
+}
+
+// Adds the outputs of the splits of `group`, of which there are many.
+__device__ MergedState AddManySplits(const PartialRows& partial, int row, int dim, int first_dim,
+                                     int group, float (&sum)[kHalfLanes]) {
   const int lane = threadIdx.x % 32;
-  const int group = threadIdx.x / 32 % kMergeGroups;
-  const int offset = threadIdx.x / 32 / kMergeGroups * (kPieceDims / 2) + lane;
   const MergedState all = MergeStates(partial, row);
   const MergedState merged = {__shfl_sync(0xffffffff, all.m, 0),
                               __shfl_sync(0xffffffff, all.l, 0)};
-  float sum[kLanes] = {};
   for (int base = group; base < partial.splits; base += 32 * kMergeGroups) {
     const int mine = base + lane * kMergeGroups;
     const float weight =
         mine < partial.splits ? partial.Weight(partial.State(mine, row).x, merged.m) : 0.0f;
     const int count = min(32, (partial.splits - base + kMergeGroups - 1) / kMergeGroups);
     for (int t = 0; t < count; t += kAhead) {
-      float values[kAhead][kLanes];
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u) {
-        const float* from =
-            partial.Out(base + (t + u) * kMergeGroups, row, dim) + first_dim + offset;
-#pragma unroll
-        for (int j = 0; j < kLanes; ++j) {
-          const bool inside = t + u < count && first_dim + offset + j * 32 < dim;
-          values[u][j] = inside ? __ldcg(from + j * 32) : 0.0f;
-        }
-      }
+      float values[kAhead][kHalfLanes];
+      LoadOutputs(partial, row, dim, first_dim, base + t * kMergeGroups, count - t, values);
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
         const float w = __shfl_sync(0xffffffff, weight, (t + u) % 32);
         if (t + u >= count) continue;
 #pragma unroll
-        for (int j = 0; j < kLanes; ++j) sum[j] = fmaf(w, values[u][j], sum[j]);
+        for (int j = 0; j < kHalfLanes; ++j) sum[j] = fmaf(w, values[u][j], sum[j]);
       }
     }
   }
+  return merged;
+}
+
+// The same for up to 64 splits: outputs and states are loaded at the same time.
+__device__ MergedState AddSomeSplits(const PartialRows& partial, int row, int dim, int first_dim,
+                                     int group, float (&sum)[kHalfLanes]) {
+  float values[kAhead][kHalfLanes];
+  const int count = (partial.splits - group + kMergeGroups - 1) / kMergeGroups;
+  LoadOutputs(partial, row, dim, first_dim, group, count, values);
+  float weight[2];
+  const MergedState merged = MergeFewStates(partial, row, weight);
 #pragma unroll
-  for (int j = 0; j < kLanes; ++j) shared[group][offset + j * 32] = sum[j];
+  for (int u = 0; u < kAhead; ++u) {
+    const float w =
+        __shfl_sync(0xffffffff, weight[u / 4], group + u % 4 * kMergeGroups);
+    if (u >= count) continue;
+#pragma unroll
+    for (int j = 0; j < kHalfLanes; ++j) sum[j] = fmaf(w, values[u][j], sum[j]);
+  }
+  return merged;
+}
+
+// A piece of one row by a block of kMergeWarps warps: a warp takes one group of splits and half of
+// the dims.
+__device__ void MergeManySplits(const PartialRows& partial, int row, int dim, int first_dim,
+                                __nv_bfloat16* out, float (*shared)[kPieceDims]) {
+  const int lane = threadIdx.x % 32;
+  const int group = threadIdx.x / 32 % kMergeGroups;
+  const int offset = threadIdx.x / 32 / kMergeGroups * (kPieceDims / 2) + lane;
+  float sum[kHalfLanes] = {};
+  const MergedState merged =
+      partial.splits <= kAhead * kMergeGroups
+          ? AddSomeSplits(partial, row, dim, first_dim + offset, group, sum)
+          : AddManySplits(partial, row, dim, first_dim + offset, group, sum);
+#pragma unroll
+  for (int j = 0; j < kHalfLanes; ++j) shared[group][offset + j * 32] = sum[j];
   __syncthreads();
   const int own = first_dim + threadIdx.x;
   if (threadIdx.x < kPieceDims && own < dim) {
@@ -250,7 +287,10 @@ cudaError_t Launch(const SplitAttentionArgs& args, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchMergeSplits(const SplitAttentionArgs& args, cudaStream_t stream) {
-  if (args.max_splits <= kFewSplits) {
+  // With few rows a block for each of them is done sooner than a warp.
+  const int64_t pieces = static_cast<int64_t>(args.num_sequences) * args.window_rows *
+                         args.num_heads * CeilDivide(args.v_head_dim, kPieceDims);
+  if (args.max_splits <= kFewSplits && (pieces > kFewPieces || args.max_splits == 1)) {
     if (args.max_pages <= 128 * 4) return Launch<128, 4, false>(args, stream);
     if (args.max_pages <= 128 * 16) return Launch<128, 16, false>(args, stream);
   }

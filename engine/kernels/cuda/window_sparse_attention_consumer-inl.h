@@ -48,22 +48,14 @@ class Consumer {
       Release(&shared_.q_empty);
       LoadEnds(info, token, head);
       Reset();
-      int pending = -1;  // stage whose P V is still to be done
       while (true) {
         if ((info.tokens >> (consumer_ * consumer_tokens)) & consumer_mask) {
-          Attend(info, token, SeesAll(info, consumer_tokens), pending);
-          pending = ring_.stage;
-        } else {
-          // A stage may not stay pending while others pass by: the producer waits for it.
-          AddPending(pending);
-          Release(&shared_.empty[ring_.stage]);
+          Attend(info, token, SeesAll(info, consumer_tokens));
         }
+        Release(&shared_.empty[ring_.stage]);
         ring_.Advance();
         if (info.flags & (kEndOfWindow | kEndOfTile)) {
-          uint32_t first[2][kVDim / 8];
-          LoadFirst(info, token, head, first);
-          AddPending(pending);
-          Finish(info, token, head, first);
+          Finish(info, token, head);
           if (info.flags & kEndOfTile) break;
           Reset();
         }
@@ -75,6 +67,7 @@ class Consumer {
 
  private:
   static constexpr int kSteps = kDim / 16;
+  static constexpr uint16_t kInfinityBits = 0x7f80;  // sigmoid 1
 
   __device__ __forceinline__ void Release(uint64_t* barrier) {
     __syncwarp();
@@ -84,7 +77,6 @@ class Consumer {
   __device__ __forceinline__ void Reset() {
 #pragma unroll
     for (int i = 0; i < kVDim / 2; ++i) out_[i] = 0.0f;
-    ClearProbabilities();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       max_[i] = -INFINITY;
@@ -107,37 +99,6 @@ class Consumer {
     }
   }
 
-  // Before the first Issue after an access to the operands.
-  __device__ __forceinline__ void BeginProducts() {
-    hopper::FenceRegisters(q_);
-    hopper::FenceRegisters(p_);
-    hopper::FenceRegisters(out_);
-    hopper::WgmmaFence();
-  }
-
-  __device__ __forceinline__ void IssueLogits(float (&s)[32], int accumulate) {
-    const uint64_t k =
-        hopper::DescriptorKMajor(hopper::SharedAddress(shared_.stages[ring_.stage].k));
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      hopper::WgmmaRegister<64, false>::Issue(
-          s, q_[step], hopper::AdvanceDescriptor(k, (step / 4) * kSlabBytes + (step % 4) * 32),
-          step > 0 ? 1 : accumulate);
-    }
-    hopper::WgmmaCommit();
-  }
-
-  __device__ __forceinline__ void IssueValues(int stage) {
-    const uint64_t v = hopper::DescriptorMnMajor(hopper::SharedAddress(shared_.stages[stage].v),
-                                                 kSlabBytes);
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      hopper::WgmmaRegister<kVDim, true>::Issue(out_, p_[step],
-                                                hopper::AdvanceDescriptor(v, step * 2048), 1);
-    }
-    hopper::WgmmaCommit();
-  }
-
   // True when every token of this consumer sees the whole block; the same for all its threads.
   __device__ __forceinline__ bool SeesAll(const StageInfo& info, int consumer_tokens) const {
     const int begin = consumer_ * consumer_tokens;
@@ -148,12 +109,11 @@ class Consumer {
            (!(info.flags & kWindowStage) || last - args_.window < info.first_position);
   }
 
-  // One block. The products with the values of stage `pending` (-1: none) run beside this block's
-  // softmax; those of this block are left pending.
+  // One block.
   __device__ __forceinline__ void Attend(const StageInfo& info, const int (&token)[2],
-                                         bool sees_all, int pending) {
+                                         bool sees_all) {
+    auto& stage = shared_.stages[ring_.stage];
     float s[32];
-    float scale[2];
     // What a row does not see starts at -infinity and stays there.
     if (!sees_all) {
       int lo[2], hi[2];  // slots that this thread's rows see
@@ -171,50 +131,46 @@ class Consumer {
         s[i] = slot >= lo[half] && slot < hi[half] ? 0.0f : -INFINITY;
       }
     }
+    const uint64_t k = hopper::DescriptorKMajor(hopper::SharedAddress(stage.k));
     hopper::FenceRegisters(s);
-    BeginProducts();
-    IssueLogits(s, sees_all ? 0 : 1);
-    // At first there are no probabilities: zeros times this block's values.
-    IssueValues(pending >= 0 ? pending : ring_.stage);
-    hopper::WgmmaWait<1>();
-    hopper::FenceRegisters(s);
-    Softmax(s, scale);
-    // Never so, but the compiler cannot know: the exponentials come before the wait, beside the
-    // products, not after it.
-    if (sum_[0] + sum_[1] < 0.0f) *static_cast<volatile uint32_t*>(&shared_.never) = 1;
+    hopper::FenceRegisters(q_);
+    hopper::WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      hopper::WgmmaRegister<64, false>::Issue(
+          s, q_[step], hopper::AdvanceDescriptor(k, (step / 4) * kSlabBytes + (step % 4) * 32),
+          step > 0 ? 1 : (sees_all ? 0 : 1));
+    }
+    hopper::WgmmaCommit();
     hopper::WgmmaWait<0>();
-    hopper::FenceRegisters(out_);
-    if (pending >= 0) Release(&shared_.empty[pending]);
+    hopper::FenceRegisters(s);
+
+    float scale[2];
+    Softmax(s, scale);
     if (__any_sync(~0u, scale[0] != 1.0f || scale[1] != 1.0f)) {
 #pragma unroll
       for (int i = 0; i < kVDim / 2; ++i) out_[i] *= scale[(i >> 1) & 1];
     }
+    uint32_t p[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        p_[i][j] = hopper::PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
+        p[i][j] = hopper::PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
       }
     }
-  }
-
-  __device__ __forceinline__ void AddPending(int& pending) {
-    if (pending < 0) return;
-    BeginProducts();
-    IssueValues(pending);
+    const uint64_t v = hopper::DescriptorMnMajor(hopper::SharedAddress(stage.v), kSlabBytes);
+    hopper::FenceRegisters(p);
+    hopper::FenceRegisters(out_);
+    hopper::WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      hopper::WgmmaRegister<kVDim, true>::Issue(out_, p[step],
+                                                hopper::AdvanceDescriptor(v, step * 2048), 1);
+    }
+    hopper::WgmmaCommit();
     hopper::WgmmaWait<0>();
     hopper::FenceRegisters(out_);
-    Release(&shared_.empty[pending]);
-    ClearProbabilities();
-    pending = -1;
-  }
-
-  __device__ __forceinline__ void ClearProbabilities() {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) p_[i][j] = 0;
-    }
   }
 
   // Logits to probabilities against the new running maximum; scale: what the old ones must be
@@ -253,8 +209,8 @@ class Consumer {
                                        (lane_ & 3) * 2);
   }
 
-  // What the ends of the branches need of memory, long before them: sinks (log2 domain) and gates
-  // per head before the sigmoid.
+  // What the ends of the branches need of memory, long before them: sinks and gates per head (bits
+  // of bf16), as they are, so that nothing waits for them here.
   __device__ __forceinline__ void LoadEnds(const StageInfo& info, const int (&token)[2],
                                            const int (&head)[2]) {
 #pragma unroll
@@ -264,33 +220,27 @@ class Consumer {
       for (int branch = 0; branch < 2; ++branch) {
         const float* sink = branch == 0 ? args_.window_sink : args_.sparse_sink;
         const SparseGate& gate = branch == 0 ? args_.window_gate : args_.sparse_gate;
-        sink_[branch][half] = sink == nullptr ? -INFINITY : sink[h] * kLog2e;
+        sink_[branch][half] = sink == nullptr ? -INFINITY : sink[h];
         gate_[branch][half] = gate.data == nullptr || gate.per_element
-                                  ? INFINITY
-                                  : Bf16(gate.data[Row(info, token[half]) * gate.stride + h]);
+                                  ? kInfinityBits
+                                  : gate.data[Row(info, token[half]) * gate.stride + h];
       }
-    }
-  }
-
-  // What this thread wrote for the window, at the end of the sparse branch.
-  __device__ __forceinline__ void LoadFirst(const StageInfo& info, const int (&token)[2],
-                                            const int (&head)[2],
-                                            uint32_t (&first)[2][kVDim / 8]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool wanted = !(info.flags & kWindowStage) && token[half] < info.tile_tokens;
-      const uint32_t* out = Out(info, token[half], head[half]);
-#pragma unroll
-      for (int i = 0; i < kVDim / 8; ++i) first[half][i] = wanted ? out[4 * i] : 0;
     }
   }
 
   // The end of a branch: normalises, gates and writes; the sparse branch comes second and adds to
   // what was written for the window.
   __device__ __forceinline__ void Finish(const StageInfo& info, const int (&token)[2],
-                                         const int (&head)[2],
-                                         const uint32_t (&first)[2][kVDim / 8]) {
+                                         const int (&head)[2]) {
     const bool window = (info.flags & kWindowStage) != 0;
+    uint32_t first[2][kVDim / 8];  // what this thread wrote for the window
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool wanted = !window && token[half] < info.tile_tokens;
+      const uint32_t* out = Out(info, token[half], head[half]);
+#pragma unroll
+      for (int i = 0; i < kVDim / 8; ++i) first[half][i] = wanted ? out[4 * i] : 0;
+    }
     const SparseGate gate = window ? args_.window_gate : args_.sparse_gate;
     if (gate.data != nullptr && gate.per_element) {
 #pragma unroll
@@ -310,9 +260,9 @@ class Consumer {
       float sum = sum_[half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const float sink = window ? sink_[0][half] : sink_[1][half];
+      const float sink = (window ? sink_[0][half] : sink_[1][half]) * kLog2e;
       const float factor = SoftmaxFactor(max_[half], sum, sink) *
-                           Sigmoid(window ? gate_[0][half] : gate_[1][half]);
+                           Sigmoid(Bf16(window ? gate_[0][half] : gate_[1][half]));
       if (token[half] >= info.tile_tokens) continue;
       uint32_t* out = Out(info, token[half], head[half]);
 #pragma unroll
@@ -334,10 +284,9 @@ class Consumer {
   const float factor_;
   hopper::RingPosition<kStages> ring_;
   uint32_t q_[kSteps][4];
-  uint32_t p_[4][4];  // probabilities of the pending block
   float out_[kVDim / 2];
   float sink_[2][2];  // window, sparse; by row
-  float gate_[2][2];
+  uint16_t gate_[2][2];
   float max_[2];
   float sum_[2];
 };

@@ -185,9 +185,8 @@ __device__ __forceinline__ void CopyRows(const WindowSparseArgs& args, const Dec
 // Queries of the group, 16 rows padded with zeros, by `threads` threads.
 template <int kDim>
 __device__ __forceinline__ void CopyQueries(const WindowSparseArgs& args, const DecodeRow& at,
-                                            uint16_t* to, int thread, int threads) {
+                                            int group, uint16_t* to, int thread, int threads) {
   constexpr int kChunks = kDim / 8;
-  const int group = args.num_heads / args.num_kv_heads;
   const uint16_t* q =
       args.q.data + at.row * args.q.stride + int64_t{at.kv_head} * group * kDim;
   for (int i = thread; i < kHeads * kChunks; i += threads) {

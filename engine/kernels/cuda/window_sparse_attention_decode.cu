@@ -3,12 +3,8 @@
 //   cluster: the parts lie over a cluster of thread blocks, one part to four warps; results go
 //            through distributed shared memory to the blocks that own the outputs. Small steps.
 //   stream:  one thread block walks over all parts, one chain of them to four warps. Larger steps,
-//            and more parts than a cluster takes.
+//            few parts, and more parts than a cluster takes.
 // They give the same bits, so which of them runs may depend on the step.
-#include <cooperative_groups.h>
-
-#include <utility>
-
 #include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
@@ -16,15 +12,15 @@
 namespace hyserve::kernels::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
 using namespace window_sparse;  // NOLINT: this file is those kernels'
 
 constexpr int kMaxParts = 128;     // of the stream kernel
 constexpr int kClusterParts = 18;  // 16 blocks and a window of 128
 constexpr int kRanks = kClusterParts / kChains;
 constexpr int kThreads = kChains * kPartThreads;
-// Rows times kv heads up to which the cluster kernel is the faster one.
+// Rows times kv heads up to which, and parts from which on, the cluster kernel is the faster one.
 constexpr int kClusterWork = 32;
+constexpr int kClusterLeastParts = 6;
 
 __device__ __forceinline__ uint16_t RoundBf16(float value) {
   const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
@@ -82,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int parts = NumParts(args);
   const int sparse_parts = NumSparseParts(args);
   for (int i = threadIdx.x; i < parts; i += kThreads) shared.places[i] = FindPart(args, at, i);
-  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  CopyQueries<kDim>(args, at, args.num_heads / args.num_kv_heads, shared.q, threadIdx.x, kThreads);
   __syncthreads();
 
   const int chain = threadIdx.x / kPartThreads;
@@ -179,6 +175,26 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // Rank r computes parts kChains * r and on, and sends each result to the ranks that own its
 // outputs: rank r owns outputs [r * share, (r + 1) * share) of the group's heads * kVDim.
+struct ClusterPlan {
+  int group = 0;
+  int share = 0;
+  uint32_t inverse = 0;  // index * inverse >> 20 is index / share
+};
+
+// Stores a pair into the same place of another rank's shared memory; its bytes count on the barrier
+// there, and no fence is needed.
+__device__ __forceinline__ void SendPair(const void* place, uint64_t* barrier, int rank, float x,
+                                         float y) {
+  asm volatile(
+      "{\n.reg .b32 to, at;\n"
+      "mapa.shared::cluster.u32 to, %0, %2;\n"
+      "mapa.shared::cluster.u32 at, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [to], {%3, %4}, [at];\n}\n" ::
+          "r"(hopper::SharedAddress(place)),
+      "r"(hopper::SharedAddress(barrier)), "r"(rank), "f"(x), "f"(y)
+      : "memory");
+}
+
 template <int kVDim>
 constexpr int kMaxShare = (kHeads * kVDim + kRanks - 1) / kRanks / 2 * 2 + 2;
 
@@ -187,10 +203,10 @@ struct ClusterShared {
   PartKeys<kDim, kVDim> keys[kChains];
   alignas(128) uint16_t q[kHeads * kDim];
   PartExchange exchange[kChains];
-  // Written by all ranks.
-  float max[kClusterParts][kHeads];
-  float sum[kClusterParts][kHeads];
+  // Written by all ranks; `arrived` counts the bytes.
+  float2 softmax[kClusterParts][kHeads];  // maximum, sum
   float out[kClusterParts][kMaxShare<kVDim>];
+  uint64_t arrived;
   // What the merges multiply with: what was there, the part.
   float2 steps[kClusterParts][kHeads];
   float2 chains[2][kHeads];  // by branch (window, sparse)
@@ -215,10 +231,10 @@ __device__ __forceinline__ void PlanMerges(const WindowSparseArgs& args, Shared&
   for (int part = 0; part < kClusterParts; ++part) {
     const bool mine = (part < sparse) == (branch == 1);
     const MergeWeights weights =
-        Merge(max[part % kChains], mine ? shared.max[part][local] : -INFINITY);
+        Merge(max[part % kChains], mine ? shared.softmax[part][local].x : -INFINITY);
     max[part % kChains] = weights.max;
     sum[part % kChains] =
-        Merged(weights, sum[part % kChains], mine ? shared.sum[part][local] : 0.0f);
+        Merged(weights, sum[part % kChains], mine ? shared.softmax[part][local].y : 0.0f);
     if (mine) shared.steps[part][local] = make_float2(weights.before, weights.part);
   }
   const MergeWeights weights = Merge(max[0], max[1]);
@@ -253,37 +269,45 @@ __device__ __forceinline__ float2 MergeOutputs(const WindowSparseArgs& args, con
 
 template <int kDim, int kVDim>
 __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
-    ClusterKernel(const __grid_constant__ WindowSparseArgs args, int rows_per_seq) {
+    ClusterKernel(const __grid_constant__ WindowSparseArgs args,
+                  const __grid_constant__ ClusterPlan plan, int rows_per_seq) {
   using Shared = ClusterShared<kDim, kVDim>;
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  cg::cluster_group cluster = cg::this_cluster();
   DecodeRow at;
   LetNextKernelStart();
-  const bool has_row = FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at);
+  if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) {  // the whole cluster
+    WaitForPriorKernels();
+    return;
+  }
+  const int rank = static_cast<int>(blockIdx.x);
+  const int group = plan.group;
+  const int outputs = group * kVDim;
+  if (threadIdx.x == 0) {
+    const int owned = max(0, min(plan.share, outputs - rank * plan.share));
+    hopper::BarrierInit(&shared.arrived, 1);
+    hopper::FenceBarrierInit();
+    hopper::BarrierArriveExpect(&shared.arrived,
+                                kClusterParts * (group * sizeof(float2) + owned * sizeof(float)));
+  }
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
   WaitForPriorKernels();
-  if (!has_row) return;  // the whole cluster
-  auto started = cluster.barrier_arrive();
   const int chain = threadIdx.x / kPartThreads;
   const int thread = threadIdx.x % kPartThreads;
-  const int rank = static_cast<int>(cluster.block_rank());
   const int part = rank * kChains + chain;
-  const int group = args.num_heads / args.num_kv_heads;
   PartPlace place;
   if (part < NumParts(args)) place = FindPart(args, at, part);
   const bool visible = place.lo < place.hi;
-  CopyQueries<kDim>(args, at, shared.q, threadIdx.x, kThreads);
+  CopyQueries<kDim>(args, at, group, shared.q, threadIdx.x, kThreads);
   if (visible) CopyRows<kDim, true>(args, at, part, place, shared.keys[chain].k, thread);
   CommitCopies();
   if (visible) CopyRows<kVDim, false>(args, at, part, place, shared.keys[chain].v, thread);
   CommitCopies();
 
   // While they come: what the outputs of this thread will need.
-  const int share = ((group * kVDim + kRanks - 1) / kRanks + 1) / 2 * 2;
-  // index * inverse >> 20 is index / share: index < 2048, share <= 256.
-  const uint32_t inverse_share = ((1u << 20) + share - 1) / share;
-  const int output = rank * share + static_cast<int>(threadIdx.x);
-  const bool owner = static_cast<int>(threadIdx.x) < share && output < group * kVDim;
+  const int output = rank * plan.share + static_cast<int>(threadIdx.x);
+  const bool owner = static_cast<int>(threadIdx.x) < plan.share && output < outputs;
   const int output_local = owner ? output / kVDim : 0;
   const int output_col = output % kVDim;
   const int output_head = at.kv_head * group + output_local;
@@ -305,29 +329,29 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   PartResult<kVDim> result;
   if (visible) PartValues<kVDim>(shared.keys[chain].v, shared.exchange[chain], result);
 
-  cluster.barrier_wait(std::move(started));  // the others' shared memory is there
+  // The others' barriers are there.
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
   const int warp = thread / 32;
   const int lane = thread % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int local = lane / 4 + half * 8;
     if (local >= group) continue;
+    // Maximum and sum go to everybody: lane l of warp w sends to rank 4 w + l % 4.
+    const int to = warp * 4 + (lane & 3);
+    if (to < kRanks) {
+      SendPair(&shared.softmax[part][local], &shared.arrived, to, result.max[half],
+               result.sum[half]);
+    }
 #pragma unroll
     for (int i = 0; i < PartResult<kVDim>::kTiles; ++i) {
       const int index = local * kVDim + warp * (kVDim / kPartWarps) + i * 8 + (lane & 3) * 2;
-      const int to = static_cast<int>(index * inverse_share >> 20);
-      float* out = cluster.map_shared_rank(&shared.out[part][index - to * share], to);
-      *reinterpret_cast<float2*>(out) =
-          make_float2(result.out[i][2 * half], result.out[i][2 * half + 1]);
-    }
-    // Maximum and sum go to everybody: lane % 4 of warp w to the ranks 4 w + lane % 4.
-    const int to = warp * 4 + (lane & 3);
-    if (to < kRanks) {
-      *cluster.map_shared_rank(&shared.max[part][local], to) = result.max[half];
-      *cluster.map_shared_rank(&shared.sum[part][local], to) = result.sum[half];
+      const int owning = static_cast<int>(index * plan.inverse >> 20);
+      SendPair(&shared.out[part][index - owning * plan.share], &shared.arrived, owning,
+               result.out[i][2 * half], result.out[i][2 * half + 1]);
     }
   }
-  cluster.sync();
+  hopper::BarrierWait(&shared.arrived, 0);
   if (threadIdx.x < 2 * group) {
     const int local = threadIdx.x / 2;
     PlanMerges(args, shared, local, at.kv_head * group + local, threadIdx.x % 2);
@@ -361,12 +385,16 @@ cudaError_t LaunchCluster(const WindowSparseArgs& args, int rows_per_seq, cudaSt
   static const cudaError_t attribute = cudaFuncSetAttribute(
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (attribute != cudaSuccess) return attribute;
+  ClusterPlan plan;
+  plan.group = args.num_heads / args.num_kv_heads;
+  plan.share = ((plan.group * kVDim + kRanks - 1) / kRanks + 1) / 2 * 2;
+  plan.inverse = ((1u << 20) + plan.share - 1) / plan.share;  // exact: index < 2048, share <= 256
   // Nine blocks are more than every GPU must be able to place, but not more than this one does.
   static const cudaError_t large = cudaFuncSetAttribute(
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (large != cudaSuccess) return large;
   const dim3 grid(kRanks, args.num_kv_heads, args.num_seqs * rows_per_seq);
-  return LaunchOverlapped(ClusterKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args,
+  return LaunchOverlapped(ClusterKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args, plan,
                           rows_per_seq);
 }
 
@@ -395,7 +423,9 @@ cudaError_t LaunchWindowSparseDecode(const WindowSparseArgs& args, int rows_per_
   const int64_t work = int64_t{args.num_seqs} * rows_per_seq * args.num_kv_heads;
   const bool cluster_fits = NumParts(args) <= kClusterParts;
   if (kernel == DecodeKernel::kAuto) {
-    kernel = cluster_fits && work <= kClusterWork ? DecodeKernel::kCluster : DecodeKernel::kStream;
+    const bool cluster =
+        cluster_fits && work <= kClusterWork && NumParts(args) >= kClusterLeastParts;
+    kernel = cluster ? DecodeKernel::kCluster : DecodeKernel::kStream;
   }
   if (kernel == DecodeKernel::kCluster) {
     if (!cluster_fits) return cudaErrorInvalidValue;

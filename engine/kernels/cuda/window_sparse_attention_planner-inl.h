@@ -127,7 +127,7 @@ class Planner {
 
   __device__ void Put(int base, uint32_t tokens, uint32_t flags, BlockSource source, int index,
                       int lo, int hi) {
-    hopper::BarrierWait(&shared_.plan_empty[ring_.stage], ring_.parity ^ 1);
+    hopper::BarrierWaitIdle(&shared_.plan_empty[ring_.stage], ring_.parity ^ 1);
     if (lane_ == 0) {
       shared_.plan[ring_.stage] = {
           {tokens, base, flags, kv_head_, row_begin_ + token_begin_, tile_position_, tokens_, 0},

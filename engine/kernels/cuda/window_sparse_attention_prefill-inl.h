@@ -83,7 +83,6 @@ struct PrefillShared {
   uint64_t plan_empty[kPlanDepth];
   uint64_t q_full;
   uint64_t q_empty;
-  uint32_t never;  // written by nobody
 };
 
 // How the copy engine sees the tensors: q [rows][heads][kDim], pages [block][kv head][64][dim],

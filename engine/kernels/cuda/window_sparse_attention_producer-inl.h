@@ -36,7 +36,7 @@ class Producer {
         q_parity ^= 1;
         CopyQueries(block.info);
       }
-      hopper::BarrierWait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+      hopper::BarrierWaitIdle(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (lane_ == 0) shared_.info[ring_.stage] = block.info;
       if (end) {
         if (lane_ == 0) hopper::BarrierArrive(&shared_.full[ring_.stage]);
@@ -58,13 +58,13 @@ class Producer {
     const int tokens = ConsumerTokens(group);
     hopper::BarrierArriveExpect(&shared_.q_full,
                                 kConsumers * Shared::kKeySlabs * tokens * group * 128);
-    const int row = info.tile_row;
 #pragma unroll
     for (int consumer = 0; consumer < kConsumers; ++consumer) {
 #pragma unroll
       for (int slab = 0; slab < Shared::kKeySlabs; ++slab) {
         hopper::LoadTile3d(&maps_.q, shared_.q[consumer][slab], &shared_.q_full, slab * 64,
-                           info.kv_head * group, row + consumer * tokens, hopper::kEvictFirst);
+                           info.kv_head * group, info.tile_row + consumer * tokens,
+                           hopper::kEvictFirst);
       }
     }
   }
