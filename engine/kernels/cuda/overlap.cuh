@@ -14,7 +14,9 @@ namespace hyserve::kernels::cuda {
 __device__ __forceinline__ void WaitForPriorKernels() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
-// From when all CTAs have called this (or ended) the next kernel's may take free places.
+// From when all CTAs have called this (or ended) the next kernel's may take free places. Attention
+// ends first: its shared memory is taken from L1, which the products behind it need for their loads,
+// and a multiprocessor divides the two anew only when nothing runs on it.
 __device__ __forceinline__ void LetNextKernelStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

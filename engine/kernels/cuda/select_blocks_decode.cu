@@ -219,7 +219,6 @@ __global__ void __launch_bounds__(kThreads)
   const int index = blockIdx.x / units / args.window_rows;
   const int token = blockIdx.x / units % args.window_rows;
   const int sequence = args.first_sequence + index;
-  LetNextKernelStart();
   WaitForPriorKernels();  // for the first kernel's results
   const SplitOffsets offsets = args.offsets[index];
   const SequencePart part = PartOf(args, args.row_begin[sequence], args.row_begin[sequence + 1],

@@ -71,7 +71,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   DecodeRow at;
-  LetNextKernelStart();
   const bool has_row = FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at);
   WaitForPriorKernels();
   if (!has_row) return;
@@ -275,7 +274,6 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   DecodeRow at;
-  LetNextKernelStart();
   if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) {  // the whole cluster
     WaitForPriorKernels();
     return;
