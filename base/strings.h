@@ -1,5 +1,5 @@
-// String building for code that passes std::string_view: Debian 12's abseil has a string_view type of
-// its own, which does not convert from the standard one. Pure and thread-safe.
+// String building for code that passes std::string_view: Debian 12's abseil has a string_view type
+// of its own, which does not convert from the standard one. Pure and thread-safe.
 #ifndef HYSERVE_BASE_STRINGS_H_
 #define HYSERVE_BASE_STRINGS_H_
 

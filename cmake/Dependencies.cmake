@@ -18,9 +18,11 @@ pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 
-# UCX: in a build with CUDA the one that knows GPU memory (scripts/install_cuda.sh), else the system's,
-# with which GPU memory travels through staging buffers. Its modules are found beside its libraries.
-set(HYSERVE_UCX_ROOT "" CACHE PATH "Root of a UCX with CUDA; empty: .cache/cuda/ucx, else the system's")
+# UCX: in a build with CUDA the one that knows GPU memory (scripts/install_cuda.sh), else the
+# system's, with which GPU memory travels through staging buffers. Its modules are found beside its
+# libraries.
+set(HYSERVE_UCX_ROOT ""
+    CACHE PATH "Root of a UCX with CUDA; empty: .cache/cuda/ucx, else the system's")
 set(ucx_root "${HYSERVE_UCX_ROOT}")
 if(NOT ucx_root AND HYSERVE_CUDA AND EXISTS ${CMAKE_SOURCE_DIR}/.cache/cuda/ucx/lib/libucp.so)
   set(ucx_root ${CMAKE_SOURCE_DIR}/.cache/cuda/ucx)

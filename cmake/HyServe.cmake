@@ -64,8 +64,8 @@ function(hyserve_library)
   target_link_libraries(hyserve_${LIB_NAME} ${scope} ${LIB_DEPS})
 endfunction()
 
-# hyserve_executable(NAME hyserve-router SRCS main.cc DEPS hyserve::router): goes to <build>/bin, and
-# with INSTALL into the install tree (Install.cmake).
+# hyserve_executable(NAME hyserve-router SRCS main.cc DEPS hyserve::router): goes to <build>/bin,
+# and with INSTALL into the install tree (Install.cmake).
 function(hyserve_executable)
   cmake_parse_arguments(EXE "INSTALL" "NAME" "SRCS;DEPS" ${ARGN})
   add_executable(${EXE_NAME} ${EXE_SRCS})

@@ -1,6 +1,6 @@
-# The install tree: bin/ and, with -DHYSERVE_BUNDLE_LIBS=ON, lib/ with every shared library that is not
-# part of a base system (glibc, libgcc, libstdc++ and the NVIDIA driver stay out), so that the tree runs
-# on another x86-64 Linux with a glibc as new as this one's.
+# The install tree: bin/ and, with -DHYSERVE_BUNDLE_LIBS=ON, lib/ with every shared library that is
+# not part of a base system (glibc, libgcc, libstdc++ and the NVIDIA driver stay out), so that the
+# tree runs on another x86-64 Linux with a glibc as new as this one's.
 #
 # Components: "bin" (programs), "lib" (their libraries), "cublas" (libcublasLt alone: 0.5 GB, for a
 # machine that has none). cmake --install BUILD --prefix DIR [--component NAME] [--strip]

@@ -131,8 +131,8 @@ class ExporterImpl final : public Exporter, private TransportHandler {
   const TransferStats& stats() const override { return stats_; }
 
  private:
-  // Runs the event at once, or on a device when `start(callback)` has called back: the table hears of
-  // what is final only when its checksums are known. Progress thread.
+  // Runs the event at once, or on a device when `start(callback)` has called back: the table hears
+  // of what is final only when its checksums are known. Progress thread.
   template <typename Start, typename Event>
   void WhenKnown(const TransferId& id, Start start, Event event) {
     if (!checksums_) return Run(std::move(event));

@@ -206,7 +206,9 @@ class ImporterImpl final : public Importer, private TransportHandler {
     } else {
       // The landing has not ended for the table until then, so its blocks stay taken.
       jobs_.Add(transport_.device()->StartChecksum(parts, nullptr),
-                [this, id](const absl::Status& checked, uint32_t crc) { Landed(id, checked, crc); });
+                [this, id](const absl::Status& checked, uint32_t crc) {
+                  Landed(id, checked, crc);
+                });
     }
   }
   void Landed(OperationId id, const absl::Status& status, uint32_t crc) {

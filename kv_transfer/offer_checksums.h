@@ -1,6 +1,7 @@
-// Checksums of what an exporter of device memory will send, computed as it becomes final: beside the
-// prefill, not between a pull and its data. One per block and layer, from which those of messages are
-// put together, however they are cut; and one per part of the slab. Progress thread only.
+// Checksums of what an exporter of device memory will send, computed as it becomes final: beside
+// the prefill, not between a pull and its data. One per block and layer, from which those of
+// messages are put together, however they are cut; and one per part of the slab. Progress thread
+// only.
 #ifndef HYSERVE_KV_TRANSFER_OFFER_CHECKSUMS_H_
 #define HYSERVE_KV_TRANSFER_OFFER_CHECKSUMS_H_
 
@@ -28,8 +29,8 @@ class OfferChecksums {
 
   void Offer(const OfferSpec& spec);
   // Tokens [0, num_tokens) of the layer are final. `done` comes when the checksums of all that was
-  // final by now are known, in the order of calls, never inside this call; not at all when nothing new
-  // is final or the offer is unknown. It may come after Forget().
+  // final by now are known, in the order of calls, never inside this call; not at all when nothing
+  // new is final or the offer is unknown. It may come after Forget().
   void LayerReady(const TransferId& id, int layer_slot, int64_t num_tokens, Done done);
   // Everything is final.
   void SlabReady(const TransferId& id, Done done);

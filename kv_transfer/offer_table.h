@@ -42,8 +42,8 @@ class OfferTable {
     EndpointId endpoint;
     ControlMessage message;
   };
-  // Send the part of memory that `part` names; the owner fills header.crc. Part's first block lies at
-  // first_physical_block, the others follow it; with Config::gather they lie at `blocks`.
+  // Send the part of memory that `part` names; the owner fills header.crc. Part's first block lies
+  // at first_physical_block, the others follow it; with Config::gather they lie at `blocks`.
   struct SendData {
     EndpointId endpoint;
     OperationId operation;
@@ -73,8 +73,8 @@ class OfferTable {
   void Abort(const TransferId& id, ClockTime now, Actions& actions);
   void AbortAll(ClockTime now, Actions& actions);
   void OnControl(EndpointId from, const ControlMessage& message, ClockTime now, Actions& actions);
-  // A send has completed, well or not. Not `possible`: this side cannot send it at all, so the offer
-  // ends (kAborted).
+  // A send has completed, well or not. Not `possible`: this side cannot send it at all, so the
+  // offer ends (kAborted).
   void OnSent(OperationId operation, ClockTime now, Actions& actions, bool possible = true);
   void OnEndpointClosed(EndpointId endpoint, ClockTime now, Actions& actions);
   void OnTimer(ClockTime now, Actions& actions);

@@ -132,8 +132,8 @@ class Transport {
   virtual void Close(EndpointId endpoint) = 0;
   // [progress thread] What was chosen for this connection ("tcp/lo"), empty if unknown.
   virtual std::string EndpointDescription(EndpointId endpoint) const = 0;
-  // [progress thread] How data travels on it: as this side's check chose for sends, else as the last
-  // message arrived.
+  // [progress thread] How data travels on it: as this side's check chose for sends, else as the
+  // last message arrived.
   virtual DataPath EndpointPath(EndpointId endpoint) const = 0;
 };
 

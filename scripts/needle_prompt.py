@@ -1,4 +1,4 @@
-"""Writes a long prompt of filler sentences with one fact hidden in it and a question about the fact.
+"""Writes a long prompt of filler sentences with one fact hidden in it and a question about it.
 
 Usage: needle_prompt.py --sentences N --depth D --seed S PROMPT_FILE ; prints the expected answer.
 

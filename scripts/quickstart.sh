@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh Debian 12 to an answered question: installs packages, builds, starts router, prefill and
-# decode, asks something that stands deep inside a long prompt, prints the answer and the figures, stops.
+# From a fresh Debian 12 to an answered question: installs packages, builds, starts router, prefill
+# and decode, asks something that stands deep inside a long prompt, prints the answer and the
+# figures, stops.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

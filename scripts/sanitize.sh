@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds with sanitizers and runs the tests under them; needs no GPU.
-#   scripts/sanitize.sh address [CTEST ARGUMENTS ...]   addresses, leaks, undefined behaviour: all tests
-#   scripts/sanitize.sh thread [CTEST ARGUMENTS ...]    data races, deadlocks: the tests with threads
+#   scripts/sanitize.sh address [CTEST ARGUMENTS ...]  memory, undefined behaviour: all tests
+#   scripts/sanitize.sh thread [CTEST ARGUMENTS ...]   races, deadlocks: the tests with threads
 #
 # Debian's Abseil is not compiled for the thread sanitizer, which then cannot see what absl::Mutex
-# orders. `thread` therefore compiles the synchronization part of Debian's own source of the installed
-# Abseil once, into .cache/tsan, and runs the tests, and gRPC within them, on that. CXX chooses the
-# compiler of a new build folder. What gRPC orders, and what is suppressed: tests/sanitizers.
+# orders. `thread` therefore compiles the synchronization part of Debian's own source of the
+# installed Abseil once, into .cache/tsan, and runs the tests, and gRPC within them, on that. CXX
+# chooses the compiler of a new build folder. What gRPC orders, and what is suppressed:
+# tests/sanitizers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,8 +46,8 @@ provide_abseil() {
     cmake --build "$cache/build" --target synchronization >>"$cache/log" 2>&1 ||
     { tail -n 30 "$cache/log" >&2; return 1; }
   mkdir "$cache/abseil"
-  # Not the others: gRPC orders the memory of its strings and statuses by its own means, and the spin lock
-  # in libabsl_base is in part inline in libraries that stay as they are.
+  # Not the others: gRPC orders the memory of its strings and statuses by its own means, and the
+  # spin lock in libabsl_base is in part inline in libraries that stay as they are.
   find "$cache/build" -regextype posix-extended \
     -regex '.*/libabsl_(synchronization|graphcycles_internal|malloc_internal)\.so\.[0-9.]+' \
     -exec cp -a {} "$cache/abseil" \;

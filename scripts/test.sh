@@ -2,8 +2,8 @@
 # Installs what is missing, builds, runs every test that needs no GPU, and compiles the CUDA engine.
 # scripts/test.sh [CTEST ARGUMENTS ...]
 #
-# The CUDA part needs no GPU, but a toolkit or a network (scripts/install_cuda.sh); where the machine
-# has a GPU, the kernels' tests run on it. HYSERVE_SKIP_CUDA=1 leaves the part out.
+# The CUDA part needs no GPU, but a toolkit or a network (scripts/install_cuda.sh); where the
+# machine has a GPU, the kernels' tests run on it. HYSERVE_SKIP_CUDA=1 leaves the part out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

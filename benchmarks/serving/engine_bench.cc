@@ -4,9 +4,10 @@
 //   hyserve-engine-bench --preset 7b --device cuda --kv-memory-gib 90 --chunk-tokens 8192
 //                        --depths 8192,32768 --batches 1,8,32
 //
-// --run-tokens 1,64 measures prompts of random tokens and of runs of 64 equal ones (MeasurePrefill);
-// --batches adds decode of batches at every depth (MeasureDecode). One JSON line per figure; the
-// first names the engine and the copy bandwidth of its memory, measured in the same process.
+// --run-tokens 1,64 measures prompts of random tokens and of runs of 64 equal ones
+// (MeasurePrefill); --batches adds decode of batches at every depth (MeasureDecode). One JSON line
+// per figure; the first names the engine and the copy bandwidth of its memory, measured in the same
+// process.
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -29,8 +30,8 @@ absl::StatusOr<std::vector<int>> Numbers(const std::string& name, const std::str
   for (const auto& word : absl::StrSplit(text, ',', absl::SkipEmpty())) {
     int number = 0;
     if (!absl::SimpleAtoi(word, &number) || number < 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--", name, " must be whole numbers with commas between them"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--", name, " must be whole numbers above 0 with commas between them; got '", text, "'"));
     }
     numbers.push_back(number);
   }
@@ -111,8 +112,10 @@ absl::Status Run(const cli::Args& args) {
     }
     for (const int batch : flags->batches) {
       auto row = MeasureDecode(**engine, depth, batch, flags->decode_tokens);
-      if (absl::IsResourceExhausted(row.status()) || absl::IsDeadlineExceeded(row.status())) {
-        Print(preset, {{"depth_tokens", depth}, {"batch", batch}, {"error", "the pool is too small"}});
+      if (absl::IsResourceExhausted(row.status())) {
+        Print(preset, {{"depth_tokens", depth},
+                       {"batch", batch},
+                       {"error", std::string(row.status().message())}});
         continue;
       }
       if (!row.ok()) return row.status();
@@ -129,8 +132,8 @@ absl::Status Run(const cli::Args& args) {
 int main(int argc, char** argv) {
   const auto args = hyserve::cli::Args::Parse(
       std::vector<std::string>(argv + 1, argv + argc),
-      {.options = {"preset", "device", "threads", "isa", "chunk-tokens", "depths", "run-tokens", "batches",
-                   "decode-tokens", "repetitions", "kv-memory-gib"}});
+      {.options = {"preset", "device", "threads", "isa", "chunk-tokens", "depths", "run-tokens",
+                   "batches", "decode-tokens", "repetitions", "kv-memory-gib"}});
   const absl::Status status = args.ok() ? hyserve::benchmarks::Run(*args) : args.status();
   if (status.ok()) return 0;
   std::fprintf(stderr, "hyserve-engine-bench: %s\n", std::string(status.message()).c_str());

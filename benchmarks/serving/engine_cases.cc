@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/model/inspect.h"
 #include "engine/tensor/convert.h"
 
@@ -156,13 +157,17 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
 
 absl::StatusOr<nlohmann::ordered_json> MeasureDecode(runtime::Engine& engine, int depth, int batch,
                                                      int decode_tokens) {
+  const int64_t blocks = batch * kv_cache::KvLayout::NumBlocks(depth + decode_tokens + 1);
+  if (blocks > engine.kv_pool().num_blocks()) {
+    return absl::ResourceExhaustedError(absl::StrCat("the pool has ", engine.kv_pool().num_blocks(),
+                                                     " blocks, the batch needs ", blocks));
+  }
   std::vector<std::shared_ptr<Recorder>> recorders;
   std::vector<runtime::SequenceId> ids;
   absl::Status status;
   for (int i = 0; i < batch && status.ok(); ++i) {
     runtime::SequenceRequest request = RandomRequest(engine, depth, 1, decode_tokens + 1);
     request.mode = runtime::SequenceMode::kDecode;
-    request.deadline = absl::Now() + absl::Seconds(2);
     ids.push_back(request.id);
     recorders.push_back(std::make_shared<Recorder>());
     status = engine.Reserve(std::move(request), recorders.back());

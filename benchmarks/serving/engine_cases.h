@@ -2,7 +2,6 @@
 #ifndef HYSERVE_BENCHMARKS_SERVING_ENGINE_CASES_H_
 #define HYSERVE_BENCHMARKS_SERVING_ENGINE_CASES_H_
 
-#include <cstdint>
 #include <nlohmann/json.hpp>
 
 #include "absl/status/statusor.h"
@@ -11,19 +10,20 @@
 
 namespace hyserve::benchmarks {
 
-// One random prompt of `depth` tokens, computed `repetitions` times: medians of the time to the first
-// token, of the tokens per second of the whole prompt and of its last chunk ("at depth"), and of
-// decoding the `decode_tokens` tokens behind it. Every random token stands `run_tokens` times in a row:
-// with random weights, neighbours that are unlike choose blocks that have nothing in common, which is
-// the worst case of sparse layers; runs make them choose alike, as those of real text do.
+// One random prompt of `depth` tokens, computed `repetitions` times: medians of the time to the
+// first token, of the tokens per second of the whole prompt and of its last chunk ("at depth"), and
+// of decoding the `decode_tokens` tokens behind it. Every random token stands `run_tokens` times in
+// a row: with random weights, neighbours that are unlike choose blocks that have nothing in common,
+// which is the worst case of sparse layers; runs make them choose alike, as those of real text do.
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, int depth,
                                                       int run_tokens, int decode_tokens,
                                                       int repetitions);
 
-// Decoding of `batch` sequences of `depth` tokens whose cache was filled with random values, as if a
-// hand-off had brought it: median time of a step, tokens per second, and the bytes that a step has to
-// read (weights once, and of every sequence the pages of full layers, the selected blocks and the
-// windows) per second. RESOURCE_EXHAUSTED when the pool cannot hold the batch.
+// Decoding of `batch` sequences of `depth` tokens whose cache was filled with random values, as if
+// a hand-off had brought it: median time of a step, tokens per second, and the bytes that a step
+// has to read per second: once the bf16 weights that one token uses (a batch of a mixture of
+// experts reads more), and of every sequence the pages of full layers, the selected blocks and the
+// windows. RESOURCE_EXHAUSTED when the pool cannot hold the batch.
 absl::StatusOr<nlohmann::ordered_json> MeasureDecode(runtime::Engine& engine, int depth, int batch,
                                                      int decode_tokens);
 

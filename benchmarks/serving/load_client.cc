@@ -176,7 +176,8 @@ double Quantile(std::vector<double> values, double q) {
   if (values.empty()) return 0;
   const size_t index = std::min(values.size() - 1,
                                 static_cast<size_t>(q * static_cast<double>(values.size())));
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(index), values.end());
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(index),
+                   values.end());
   return values[index];
 }
 

@@ -1,5 +1,6 @@
-// An open-loop load generator for a HyServe router: arrival times are drawn before the run and every
-// latency counts from the scheduled time, so a slow server cannot hide behind a waiting client.
+// An open-loop load generator for a HyServe router: arrival times are drawn before the run and
+// every latency counts from the scheduled time, so a slow server cannot hide behind a waiting
+// client.
 #ifndef HYSERVE_BENCHMARKS_SERVING_LOAD_CLIENT_H_
 #define HYSERVE_BENCHMARKS_SERVING_LOAD_CLIENT_H_
 
@@ -47,8 +48,8 @@ LoadResult RunLoad(const LoadSpec& spec);
 // Value at quantile q in [0, 1] of unsorted values; 0 if there are none.
 double Quantile(std::vector<double> values, double q);
 
-// One JSON object with the fields of `vllm bench serve` results, so that comparing tools can read it,
-// plus hyserve_* fields.
+// One JSON object with the fields of `vllm bench serve` results, so that comparing tools can read
+// it, plus hyserve_* fields.
 std::string ToJson(const LoadSpec& spec, const LoadResult& result);
 
 }  // namespace hyserve::benchmarks

@@ -9,8 +9,8 @@
   python3 benchmarks/serving/retrieval_accuracy.py prompts.jsonl
 
 Every prompt goes through `hyserve generate` (greedy, 64 tokens at most). An answer is right when it
-begins with the whole expected completion: every number, in order. Prints a table and, with --out, one
-JSON line per cell.
+begins with the whole expected completion: every number, in order. Prints a table and, with --out,
+one JSON line per cell.
 """
 
 import argparse
@@ -39,9 +39,10 @@ def main():
     parser.add_argument("--hyserve", default="build/release/bin/hyserve")
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--length-labels", default="2048,8192,16384",
-                        help="a prompt counts for the smallest of these that is not below its length")
+                        help="a prompt counts for the smallest of these not below its length")
     parser.add_argument("--out", type=pathlib.Path, help="append one JSON line per cell")
-    parser.add_argument("--note", default="", help="commit and machine, copied into --out")
+    parser.add_argument("--commit", default="unknown", help="copied into --out")
+    parser.add_argument("--machine", default="unknown", help="copied into --out")
     arguments = parser.parse_args()
 
     labels = sorted(int(label) for label in arguments.length_labels.split(","))
@@ -71,7 +72,9 @@ def main():
             for (task, label), count in sorted(total.items()):
                 out.write(json.dumps({"benchmark": "retrieval_accuracy", "task": task,
                                       "tokens": label, "right": right[task, label],
-                                      "total": count, "note": arguments.note}) + "\n")
+                                      "total": count, "commit": arguments.commit,
+                                      "machine": arguments.machine,
+                                      "command": "retrieval_accuracy.py prompts.jsonl"}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // Checks and dispatch of the ops that know positions and the cache.
-#include "engine/kernels/cpu/block_selection.h"
+#include "engine/kernels/blocks.h"
 #include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/kernels/dispatch.h"
 #include "engine/kernels/ops.h"
@@ -131,11 +131,10 @@ absl::Status FullAttention(Device& device, const FullAttentionParams& params) {
       .Matrix("q", params.q, rows, heads * kv.head_dim, dtype)
       .Matrix("out", params.out, rows, heads * kv.v_head_dim, dtype)
       .Require(params.selection == nullptr ||
-                   (params.selected_blocks >= 1 &&
-                    params.selected_blocks <= cpu::kMaxSelectedBlocks),
+                   (params.selected_blocks >= 1 && params.selected_blocks <= kMaxSelectedBlocks),
                "selected_blocks must be in [1, 64]");
   if (!check.ok()) return check.status();
-  const int64_t blocks = (params.batch->max_context + cpu::kBlockTokens - 1) / cpu::kBlockTokens;
+  const int64_t blocks = (params.batch->max_context + kBlockTokens - 1) / kBlockTokens;
   check.Require(params.block_scores == nullptr || params.scores_stride >= blocks,
                 "scores_stride must cover the blocks of max_context");
   if (!check.ok()) return check.status();

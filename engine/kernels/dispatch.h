@@ -37,14 +37,15 @@ Result Dispatch(tensor::Device& device, std::string_view op,
     }
     case tensor::DeviceKind::kCuda:
 #ifdef HYSERVE_CUDA
-      if constexpr (!std::is_null_pointer_v<OnCuda>) {
-        auto& cuda_device = static_cast<tensor::CudaDevice&>(device);
-        const absl::Status current = tensor::CudaStatus(cudaSetDevice(cuda_device.ordinal()), op);
-        if (!current.ok()) return current;
-        return on_cuda(cuda_device, params);
-      }
-#endif
+    {
+      auto& cuda_device = static_cast<tensor::CudaDevice&>(device);
+      const absl::Status current = tensor::CudaStatus(cudaSetDevice(cuda_device.ordinal()), op);
+      if (!current.ok()) return current;
+      return on_cuda(cuda_device, params);
+    }
+#else
       break;
+#endif
   }
   return NoSuchDevice(op);
 }

@@ -2,12 +2,12 @@
 // shapes and dispatches on the device; cpu/ holds the reference and default implementation.
 //
 // Contract of every op:
-// - Row invariance on the CPU: the result of a row is bitwise independent of which other rows are in
-//   the call, of how a prompt was cut into chunks and of the number of threads. So a sequence gives the
-//   same tokens alone, in a batch, chunked, restored from a prefix or handed over.
-//   On CUDA every op is deterministic, and row-invariant within one kernel; which kernel runs depends
-//   on the number of rows (few, many) and of a sequence's rows in the step, so other chunks or batches
-//   may round differently.
+// - Row invariance on the CPU: the result of a row is bitwise independent of which other rows are
+//   in the call, of how a prompt was cut into chunks and of the number of threads. So a sequence
+//   gives the same tokens alone, in a batch, chunked, restored from a prefix or handed over.
+// - On CUDA every op is deterministic, and row-invariant within one kernel; which kernel runs
+//   depends on the number of rows (few, many) and of a sequence's rows in the step, so other chunks
+//   or batches may round differently.
 // - Activations are device.activation_dtype(); accumulation is f32. Norm weights, sinks and router
 //   biases are f32.
 // - Inputs and outputs may not overlap unless a comment says so.
@@ -32,7 +32,7 @@ namespace hyserve::kernels {
 using tensor::Device;
 using tensor::TensorView;
 
-// ---- Weights -------------------------------------------------------------------------------------
+// ---- Weights ------------------------------------------------------------------------------------
 
 // A weight matrix [out_features, in_features] in the layout that Linear wants on its device.
 // Immutable, may be shared between threads.
@@ -46,12 +46,12 @@ class PackedMatrix {
 };
 
 // Packs host matrices (row-major [n_i, in_features], f32 / bf16 / f16, all of one dtype) stacked
-// along out_features: one GEMM for Q, K, V and gates. f16 is kept as f32. The parts are read only
-// during the call.
+// along out_features: one GEMM for Q, K, V and gates. The CPU keeps f32 and bf16 as they are and
+// f16 as f32; CUDA rounds everything to bf16. The parts are read only during the call.
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(Device& device,
                                                          std::span<const TensorView> host_parts);
 
-// ---- Dense parts ---------------------------------------------------------------------------------
+// ---- Dense parts --------------------------------------------------------------------------------
 
 struct EmbedTokensParams {
   const int32_t* token_ids = nullptr;  // device, [num_rows]; REQUIRES: in [0, table.rows)
@@ -102,8 +102,8 @@ struct GatherRowsParams {
 };
 absl::Status GatherRows(Device& device, const GatherRowsParams& params);
 
-// token_ids[i] = index of the largest of x[i], lower index first; NaN counts as minus infinity; -1 when
-// no value is above minus infinity.
+// token_ids[i] = index of the largest of x[i], lower index first; NaN counts as minus infinity; -1
+// when no value is above minus infinity.
 struct ArgmaxRowsParams {
   TensorView x;                  // [num_rows, cols], f32
   int32_t* token_ids = nullptr;  // device, [num_rows]
@@ -113,7 +113,7 @@ absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params);
 // Mixture of experts with a sigmoid router:
 //   s = sigmoid(logits); chosen = top k of s + correction_bias (ties: lower index);
 //   w = s[chosen], divided by their sum if normalize, times scaling_factor;
-//   out = sum over chosen of w_e * down_e(silu(gate_e x) * up_e x), summed in ascending expert order.
+//   out = sum over chosen, in ascending order, of w_e * down_e(silu(gate_e x) * up_e x).
 struct MoeParams {
   TensorView x;                           // [num_rows, hidden]
   TensorView router_logits;               // [num_rows, num_experts], f32
@@ -127,7 +127,7 @@ struct MoeParams {
 };
 absl::Status MixtureOfExperts(Device& device, const MoeParams& params);
 
-// ---- Rotary and cache writes ---------------------------------------------------------------------
+// ---- Rotary and cache writes --------------------------------------------------------------------
 
 // Rotates the first rotary_dim dims of every head, pairs (i, i + rotary_dim / 2), by the angle
 // position * inv_freq[i]; inv_freq[i] = theta^(-2 i / rotary_dim). In place.
@@ -155,10 +155,10 @@ struct AppendPagedKvParams {
 };
 absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params);
 
-// The same for a window layer, but into a buffer of this step's rows: the rings still hold keys that
-// the step's first rows must see. WindowSparseAttention reads ring and buffer; StoreWindowKv then
-// moves the last rows into the ring. With one row per sequence the slot that the row takes holds
-// the key that has just left the window: then the ring, if given, is written at once and
+// The same for a window layer, but into a buffer of this step's rows: the rings still hold keys
+// that the step's first rows must see. WindowSparseAttention reads ring and buffer; StoreWindowKv
+// then moves the last rows into the ring. With one row per sequence the slot that the row takes
+// holds the key that has just left the window: then the ring, if given, is written at once and
 // StoreWindowKv is not needed.
 struct PrepareWindowKvParams {
   TensorView q = {};  // [num_rows, num_heads * head_dim] or empty
@@ -186,7 +186,7 @@ struct StoreWindowKvParams {
 };
 absl::Status StoreWindowKv(Device& device, const StoreWindowKvParams& params);
 
-// ---- Attention -----------------------------------------------------------------------------------
+// ---- Attention ----------------------------------------------------------------------------------
 
 // Causal attention of a full layer over the pages, and its oracle output:
 //   a[t,h,j] = scale * q[t,h] . k[j, h / (heads per group)]  for j <= t
@@ -204,17 +204,17 @@ struct FullAttentionParams {
   PagedKv kv;
   int32_t* selection = nullptr;  // device, [num_rows, num_kv_heads, selected_blocks] or null
   int selected_blocks = 0;       // 1 .. 64
-  // For tests and reports: [num_rows, num_kv_heads, scores_stride >= blocks of max_context], device,
-  // -inf where a block is not visible. Null in serving.
+  // For tests and reports: [num_rows, num_kv_heads, scores_stride >= blocks of max_context],
+  // device, -inf where a block is not visible. Null in serving.
   float* block_scores = nullptr;
   int64_t scores_stride = 0;
 };
 absl::Status FullAttention(Device& device, const FullAttentionParams& params);
 
-// A sparse layer (window and sparse branch) or a sliding layer (window branch only; selection null):
+// A sparse layer (both branches) or a sliding layer (selection null: the window branch only):
 //   o_w[t,h] = softmax over j in (t - window, t] of scale * q . k'_j, with sink, times v'_j
-//   o_s[t,h] = softmax over visible j of the blocks selection[t, g(h)] of scale * q . K_j, with sink,
-//              times V_j (K, V: pages of the full layer that the selection came from)
+//   o_s[t,h] = softmax over visible j of the blocks selection[t, g(h)] of scale * q . K_j, with
+//              sink, times V_j (K, V: pages of the full layer that the selection came from)
 //   out = sigmoid(sparse_gate) * o_s + sigmoid(window_gate) * o_w; a missing gate counts as 1.
 // A sink b adds exp(b) to the softmax's denominator and has no value.
 struct WindowSparseAttentionParams {
@@ -228,7 +228,7 @@ struct WindowSparseAttentionParams {
   TensorView step_k;  // from PrepareWindowKv
   TensorView step_v;
   const float* window_sink = nullptr;  // device, [num_heads] or null
-  TensorView window_gate;              // [num_rows, num_heads] or [num_rows, num_heads * v_head_dim]
+  TensorView window_gate;  // [num_rows, num_heads] or [num_rows, num_heads * v_head_dim]
                                        // before the sigmoid, or empty
   // Sparse branch.
   PagedKv kv;

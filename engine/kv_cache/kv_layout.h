@@ -67,7 +67,7 @@ struct KvLayout {
   static constexpr int64_t NumBlocks(int64_t num_tokens) {
     return (num_tokens + kTokensPerBlock - 1) / kTokensPerBlock;
   }
-  // What a hand-off of num_tokens puts on the wire (spec 4.3): whole blocks, slab, indices.
+  // What a hand-off of num_tokens puts on the wire: whole blocks, slab, indices.
   size_t HandoffBytes(int64_t num_tokens) const {
     return NumBlocks(num_tokens) * block_bytes() + slab_bytes + selection_bytes();
   }

@@ -275,7 +275,9 @@ absl::Status PrefixCache::CheckInvariants() const {
     if (node->parent != nullptr) {
       ++children[node->parent];
       if (IsHeld(*node) && !IsHeld(*node->parent)) return bad("is held, its parent is not");
-      if (node->parent->distrusted && !node->distrusted) return bad("is trusted, its parent is not");
+      if (node->parent->distrusted && !node->distrusted) {
+        return bad("is trusted, its parent is not");
+      }
     }
     if (IsUnreachable(*node)) return bad("cannot be restored");
     const bool leaf = node->children == 0 && !IsHeld(*node);

@@ -1,5 +1,5 @@
 // Remembers computed prefixes: a tree of full 64-token blocks, and window snapshots at some of its
-// nodes (hysparse.md 10.3).
+// nodes.
 //
 // A node is named by a keyed hash of (scope, layout, all tokens up to its end), and its tokens are
 // compared besides, so nobody can make a request read a foreign prefix. Blocks in the tree are

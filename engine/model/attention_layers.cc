@@ -80,7 +80,8 @@ absl::Status AppendKv(StepContext& step, int layer, const Projected& projected) 
   return AnnounceReadyLayers(step);
 }
 
-// Attention of a full layer with rotated queries and its output projection, for the rows of `batch`.
+// Attention of a full layer, with rotated queries, and its output projection, for the rows of
+// `batch`.
 absl::StatusOr<TensorView> AttendFull(StepContext& step, int layer, const TensorView& q,
                                       const kernels::AttentionBatch& batch, int32_t* selection) {
   const AttentionShape& shape = step.config.full;

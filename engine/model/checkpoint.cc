@@ -208,8 +208,8 @@ absl::Status Checkpoint::Read(const TensorSpec& spec, void* out) {
   if (!status.ok()) return status;
   if (not_finite > 0) {
     return absl::InvalidArgumentError(StrCat(place.file->name(), ": tensor \"", spec.name,
-                                                   "\": weights contain ", not_finite.load(),
-                                                   " NaN or infinite values"));
+                                             "\": weights contain ", not_finite.load(),
+                                             " NaN or infinite values"));
   }
   Sha256 whole;
   whole.Update(digests.data(), digests.size() * sizeof(Sha256Value));

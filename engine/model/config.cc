@@ -52,9 +52,9 @@ void ReadShapes(ConfigReader& reader, ModelConfig* config) {
   const auto must_equal = [&](std::string_view key, int value, int wanted) {
     if (value != wanted) {
       reader.Violation(key, StrCat("must be ", wanted,
-                                         ", as in the full layers, when there are no sliding "
-                                         "layers; got ",
-                                         value));
+                                   ", as in the full layers, when there are no sliding "
+                                   "layers; got ",
+                                   value));
     }
   };
   must_equal("swa_num_attention_heads", sliding.num_heads, full.num_heads);

@@ -121,7 +121,7 @@ std::string Reason(std::string_view key, const json& value) {
     // 1 == 1.0 is wanted here; 0 == false is not what nlohmann does.
     if (value == allowed) return "";
     return StrCat("must be ", fixed.allowed, ", nothing else is implemented; got ",
-                        Printable(value.dump(-1, ' ', true, json::error_handler_t::replace)));
+                  Printable(value.dump(-1, ' ', true, json::error_handler_t::replace)));
   }
   if (key == "bridge_source_layer") {
     const bool none = value.is_array() && std::all_of(value.begin(), value.end(),

@@ -21,7 +21,7 @@ std::optional<std::vector<LayerKind>> KindsOfNames(ConfigReader& reader) {
                                      [&](LayerKind kind) { return Name(kind) == name; });
     if (found == std::end(kKinds)) {
       reader.Violation("layer_types", StrCat("layer ", kinds.size(), ": unknown type \"",
-                                                   Printable(name), "\""));
+                                             Printable(name), "\""));
       return std::nullopt;
     }
     kinds.push_back(*found);
@@ -37,7 +37,7 @@ std::optional<std::vector<LayerKind>> KindsOfPattern(ConfigReader& reader) {
   for (const int code : *codes) {
     if (code < 0 || code > 2) {
       reader.Violation("hybrid_layer_pattern", StrCat("layer ", kinds.size(),
-                                                            ": must be 0, 1 or 2; got ", code));
+                                                      ": must be 0, 1 or 2; got ", code));
       return std::nullopt;
     }
     kinds.push_back(kKinds[code]);
@@ -48,7 +48,7 @@ std::optional<std::vector<LayerKind>> KindsOfPattern(ConfigReader& reader) {
 bool CheckLength(ConfigReader& reader, std::string_view key, size_t length, int num_layers) {
   if (length == static_cast<size_t>(num_layers)) return true;
   reader.Violation(key, StrCat("must have one entry per layer (", num_layers, "); has ",
-                                     length));
+                               length));
   return false;
 }
 
@@ -134,7 +134,7 @@ void CheckRotaryLayers(ConfigReader& reader, const ModelConfig& config) {
         std::find(names->begin(), names->end(), Name(kind)) == names->end()) {
       reader.Violation("rope_layer_types",
                        StrCat("must name ", Name(kind),
-                                    ": layers without rotary positions are not implemented"));
+                              ": layers without rotary positions are not implemented"));
     }
   }
 }

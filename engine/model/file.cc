@@ -76,7 +76,7 @@ absl::Status InputFile::Read(uint64_t offset, void* out, uint64_t bytes) const {
     if (got < 0) return FileError(errno, name_, "read");
     if (got == 0) {
       return absl::DataLossError(StrCat(name_, ": ends at byte ", offset,
-                                              " although it was larger when it was opened"));
+                                        " although it was larger when it was opened"));
     }
     cursor += got;
     offset += static_cast<uint64_t>(got);

@@ -92,7 +92,7 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, std::string_v
   if (!file.ok()) return file.status();
   if (file->size_bytes() > max_bytes) {
     return absl::InvalidArgumentError(StrCat(name, ": ", file->size_bytes(),
-                                                   " bytes, more than the limit of ", max_bytes));
+                                             " bytes, more than the limit of ", max_bytes));
   }
   std::string contents(file->size_bytes(), '\0');
   if (absl::Status status = file->Read(0, contents.data(), contents.size()); !status.ok()) {

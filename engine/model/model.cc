@@ -17,7 +17,7 @@ absl::Status CheckOptions(const ModelOptions& options) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(StrCat("the KV cache's dtype must be bf16 or f32, not ",
-                                                 std::string(tensor::Name(options.kv_dtype))));
+                                           std::string(tensor::Name(options.kv_dtype))));
 }
 
 absl::StatusOr<std::unique_ptr<Model>> FromSource(tensor::Device& device,

@@ -37,9 +37,9 @@ struct SequenceRows {
 
 struct StepInput {
   std::vector<SequenceRows> sequences;
-  // Called on the engine thread, in the order of the layers, once the keys and values of this step's
-  // rows of a full layer are final in the pages, while later layers still compute. `layer_slot` is the position
-  // in KvLayout::full_layers. May be null. Must not block.
+  // Called on the engine thread, in the order of the layers, once the keys and values of this
+  // step's rows of a full layer are final in the pages, while later layers still compute.
+  // `layer_slot` is the position in KvLayout::full_layers. May be null. Must not block.
   std::function<void(int layer_slot)> on_layer_kv_ready;
 };
 
@@ -84,7 +84,8 @@ class Model {
 
   // One step over ragged rows of several sequences. On success the pages and rings of every
   // sequence hold its rows. On an error (a device's) nothing is promised of the sequences of this
-  // step, others are untouched. RESOURCE_EXHAUSTED: memory did not suffice, later steps may succeed.
+  // step, others are untouched. RESOURCE_EXHAUSTED: memory did not suffice, later steps may
+  // succeed.
   virtual absl::Status Forward(const StepInput& input, attention::KvPool& pool,
                                StepOutput* output) = 0;
 };

@@ -42,7 +42,7 @@ class HeaderReader : public json::json_sax_t {
   bool boolean(bool) override { return Unexpected("true or false"); }
   bool number_float(number_float_t, const string_t& text) override {
     return Refuse(StrCat("number ", Printable(text),
-                               " is not a plain integer below 2^64"));
+                         " is not a plain integer below 2^64"));
   }
   // The parser calls this for numbers with a minus sign only, -0 included.
   bool number_integer(number_integer_t) override { return Refuse("negative number"); }
@@ -210,11 +210,11 @@ std::string EntryFault(const TensorEntry& entry, uint64_t data_start, uint64_t d
   }
   if (entry.end - entry.begin != bytes) {
     return StrCat(offsets, " span ", entry.end - entry.begin, " bytes, but the shape needs ",
-                        bytes);
+                  bytes);
   }
   if ((data_start + entry.begin) % static_cast<uint64_t>(entry.element_bytes) != 0) {
     return StrCat(offsets, " are not aligned to the elements' ", entry.element_bytes,
-                        " bytes");
+                  " bytes");
   }
   return "";
 }
@@ -232,13 +232,13 @@ absl::StatusOr<uint64_t> SafetensorsHeaderBytes(std::string_view prefix, uint64_
   if (length == 0) return absl::InvalidArgumentError(StrCat(file, ": header length is 0"));
   if (length > kMaxSafetensorsHeaderBytes) {
     return absl::InvalidArgumentError(StrCat(file, ": header length ", length,
-                                                   " exceeds the limit of ",
-                                                   kMaxSafetensorsHeaderBytes));
+                                             " exceeds the limit of ",
+                                             kMaxSafetensorsHeaderBytes));
   }
   if (length > file_bytes - kSafetensorsLengthBytes) {
     return absl::InvalidArgumentError(
         StrCat(file, ": header length ", length, " exceeds the file of ", file_bytes,
-                     " bytes"));
+               " bytes"));
   }
   return length;
 }

@@ -10,15 +10,15 @@
 // One kind of sequence serves all roles:
 //   kPrefill  computes the prompt, samples token 1, then keeps its blocks and slab pinned until
 //             Release(): the hand-off's source.
-//   kDecode   Reserve() gives blocks and a slab whose content a transfer fills; Resume() says that it
-//             arrived, with token 1; generation continues at token 2.
+//   kDecode   Reserve() gives blocks and a slab whose content a transfer fills; Resume() says that
+//             it arrived, with token 1; generation continues at token 2.
 //   kLocal    prompt and generation in this engine (single-process mode).
-// Memory of a sequence is reserved for prompt + max_tokens when it is admitted (kPrefill: the prompt
-// only), so a running sequence never runs out of blocks.
+// Memory of a sequence is reserved for prompt + max_tokens when it is admitted (kPrefill: the
+// prompt only), so a running sequence never runs out of blocks.
 //
-// Life of a handle: Submit/Reserve ... OnFinished (exactly once) ... and, for kPrefill and for kDecode
-// before Resume, blocks stay owned until Release(). After OnFinished and Release nothing is called on
-// the sink any more.
+// Life of a handle: Submit/Reserve ... OnFinished (exactly once) ... and, for kPrefill and for
+// kDecode before Resume, blocks stay owned until Release(). After OnFinished and Release nothing is
+// called on the sink any more.
 #ifndef HYSERVE_ENGINE_RUNTIME_ENGINE_H_
 #define HYSERVE_ENGINE_RUNTIME_ENGINE_H_
 
@@ -79,23 +79,24 @@ class EventSink {
   virtual void OnAdmitted(const KvBlocks& kv, int32_t cached_tokens) {}
   // kDecode: the answer to Reserve(), or why not (then OnFinished is not called).
   virtual void OnReserved(const absl::StatusOr<KvBlocks>& kv) {}
-  // kPrefill: the prompt's tokens [0, num_tokens) are final in this full layer. Called per chunk and
-  // layer, while later layers still compute. A last, partly filled block is final when num_tokens is
-  // the prompt's length.
+  // kPrefill: the prompt's tokens [0, num_tokens) are final in this full layer. Called per chunk
+  // and layer, while later layers still compute. A last, partly filled block is final when
+  // num_tokens is the prompt's length.
   virtual void OnLayerReady(int layer_slot, int32_t num_tokens) {}
   // Progress of the prompt after each chunk (kPrefill, kLocal).
   virtual void OnPrefillProgress(int32_t computed_tokens) {}
   // Log-probabilities of prompt token i (from 1) given the tokens before it; asked for by
   // num_prompt_logprobs; in order, possibly in several calls.
-  virtual void OnPromptLogprobs(int32_t first_index, std::vector<sampling::SampledToken> logprobs) {}
+  virtual void OnPromptLogprobs(int32_t first_index,
+                                std::vector<sampling::SampledToken> logprobs) {}
   // kPrefill: the slab is final and the prompt computed; called before OnTokens of token 1.
   // selection as in model::StepOutput::selections.
   virtual void OnPrefillDone(std::vector<int32_t> selection) {}
   // Generated tokens in order; first_index counts generated tokens from 0.
   virtual void OnTokens(int32_t first_index, const std::vector<sampling::SampledToken>& tokens) {}
   // The end. status is OK for stop and length; CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED
-  // (never fits, or the device's memory did not suffice for a step), UNAVAILABLE (Engine::health) or
-  // an engine error otherwise.
+  // (never fits, or the device's memory did not suffice for a step), UNAVAILABLE (Engine::health)
+  // or an engine error otherwise.
   virtual void OnFinished(const absl::Status& status, sampling::FinishReason reason,
                           const Usage& usage) {}
 };
@@ -159,21 +160,22 @@ class Engine {
   virtual const model::ModelConfig& config() const = 0;
   virtual const kv_cache::KvLayout& layout() const = 0;
   virtual int64_t max_context_tokens() const = 0;
-  // For registering memory with a transport and for its copies; see kv_pool.h for who may touch what.
+  // For registering memory with a transport and for its copies; see kv_pool.h for who may touch
+  // what.
   virtual const attention::KvPool& kv_pool() const = 0;
   virtual EngineLoad load() const = 0;
   virtual std::string Description() const = 0;  // device, model, parameters: for logs
   // OK, or UNAVAILABLE "device_failed: ..." once the device is lost: it failed in a step and could
-  // not be synchronised afterwards. Then every sequence has ended with this status and every new one
-  // is refused with it; memory still is released. It does not become good again.
+  // not be synchronised afterwards. Then every sequence has ended with this status and every new
+  // one is refused with it; memory still is released. It does not become good again.
   virtual absl::Status health() const = 0;
 
   // Prefill and local sequences. INVALID_ARGUMENT (prompt empty, id out of vocabulary, too long,
-  // sampling rules), RESOURCE_EXHAUSTED (queue full, or can never fit), ALREADY_EXISTS. After an error
-  // the sink is not called.
+  // sampling rules), RESOURCE_EXHAUSTED (queue full, or can never fit), ALREADY_EXISTS. After an
+  // error the sink is not called.
   virtual absl::Status Submit(SequenceRequest request, std::shared_ptr<EventSink> sink) = 0;
-  // kDecode: reserve memory for prompt and generation. Answer: OnReserved. A reservation that cannot
-  // be met now waits until `deadline`.
+  // kDecode: reserve memory for prompt and generation. Answer: OnReserved. A reservation that
+  // cannot be met now waits until `deadline`.
   virtual absl::Status Reserve(SequenceRequest request, std::shared_ptr<EventSink> sink) = 0;
   // kDecode: the KV has arrived, generation continues after `first_token` (index 0, already counted
   // and already sent to the client by the prefill worker).
@@ -181,9 +183,9 @@ class Engine {
   // Ends a sequence; OnFinished(CANCELLED). No effect on an unknown id. A kDecode sequence that was
   // not resumed and a kPrefill sequence keep their blocks until Release().
   virtual void Cancel(SequenceId id) = 0;
-  // Gives blocks and slab of a kPrefill sequence, or of a kDecode sequence that was not resumed, back
-  // (to the prefix cache or the free list). REQUIRES: no transfer touches them any more. Idempotent;
-  // cancels if still running.
+  // Gives blocks and slab of a kPrefill sequence, or of a kDecode sequence that was not resumed,
+  // back (to the prefix cache or the free list). REQUIRES: no transfer touches them any more.
+  // Idempotent; cancels if still running.
   virtual void Release(SequenceId id) = 0;
 };
 

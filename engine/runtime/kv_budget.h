@@ -18,8 +18,8 @@ struct KvBudget {
   int64_t snapshot_slabs = 0;  // of these, the prefix cache's
 };
 
-// Memory for blocks and slabs: what the options say, or their share of what the device has free now.
-// INVALID_ARGUMENT for a share of a device that does not know (Device::FreeBytes).
+// Memory for blocks and slabs: what the options say, or their share of what the device has free
+// now. INVALID_ARGUMENT for a share of a device that does not know (Device::FreeBytes).
 absl::StatusOr<int64_t> KvMemoryBytes(const EngineOptions& options, const tensor::Device& device);
 
 // Slabs first (max_sequences, and snapshot_slabs when the prefix cache is on), the rest blocks.

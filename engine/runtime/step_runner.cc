@@ -49,10 +49,10 @@ absl::Status StepRunner::Forward(const StepPlan& plan, const std::vector<size_t>
     sequence.first_position = rows.first_position;
     sequence.blocks = rows.blocks;
     sequence.slab = rows.slab;
-    sequence.logits = rows.wants_all_logits                         ? Logits::kAll
-                      : rows.samples_token && IsPlainlyGreedy(rows.id) ? Logits::kGreedy
-                      : rows.samples_token                          ? Logits::kLast
-                                                                    : Logits::kNone;
+    sequence.logits = rows.wants_all_logits      ? Logits::kAll
+                      : !rows.samples_token      ? Logits::kNone
+                      : IsPlainlyGreedy(rows.id) ? Logits::kGreedy
+                                                 : Logits::kLast;
     sequence.want_selection = rows.wants_selection;
     if (live(rows.id).mode == SequenceMode::kPrefill) {
       watchers.emplace_back(live(rows.id).sink.get(),

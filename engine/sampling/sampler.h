@@ -54,8 +54,8 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-// True when token `index` is just the one with the largest logit: temperature 0, no log-probabilities,
-// and nothing that changes the logits.
+// True when token `index` is just the one with the largest logit: temperature 0, no
+// log-probabilities, and nothing that changes the logits.
 bool IsPlainlyGreedy(const SamplingParams& params, int32_t index);
 
 // INTERNAL: no logit of a row is a finite number.

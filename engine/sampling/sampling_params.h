@@ -52,7 +52,14 @@ struct SampledToken {
   bool operator==(const SampledToken&) const = default;
 };
 
-enum class FinishReason : uint8_t { kNone, kStopToken, kEndOfSequence, kLength, kCancelled, kError };
+enum class FinishReason : uint8_t {
+  kNone,
+  kStopToken,
+  kEndOfSequence,
+  kLength,
+  kCancelled,
+  kError
+};
 
 }  // namespace hyserve::sampling
 

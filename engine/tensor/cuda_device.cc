@@ -347,7 +347,7 @@ absl::Status CudaDevice::Synchronize() {
 }
 
 absl::StatusOr<std::byte*> CudaDevice::Workspace(WorkspaceSlot slot, size_t bytes) {
-  Buffer& buffer = workspaces_[static_cast<int>(slot)];
+  Buffer& buffer = workspaces_[static_cast<size_t>(slot)];
   if (buffer.empty() || buffer.size_bytes() < bytes) {
     const absl::Status status = Synchronize();  // kernels may still use what is freed here
     if (!status.ok()) return status;

@@ -62,7 +62,7 @@ class CudaDevice : public Device {
   // for kernels enqueued before the next call with the same slot. Grows by synchronising and
   // allocating anew, so ops ask for bounded sizes. RESOURCE_EXHAUSTED when it cannot grow.
   // kTickets is zero when it is allocated, and every op that uses it leaves it zero.
-  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kSelection, kTickets };
+  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kArgmax, kTickets, kNumSlots };
   absl::StatusOr<std::byte*> Workspace(WorkspaceSlot slot, size_t bytes);
 
  private:
@@ -81,7 +81,7 @@ class CudaDevice : public Device {
   cublasLtHandle_t blas_ = nullptr;
   std::unique_ptr<Staging> uploads_;
   std::unique_ptr<Staging> downloads_;
-  Buffer workspaces_[5];
+  std::array<Buffer, static_cast<size_t>(WorkspaceSlot::kNumSlots)> workspaces_;
   std::atomic<int64_t> num_allocations_{0};
   CudaRecordings recordings_;
   // Marker m is the event m % kMarkers, created when first used.

@@ -58,18 +58,18 @@ class Device {
   virtual absl::Status CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
   virtual absl::Status CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
   virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;
-  static constexpr int64_t kMarkers = 64;
   // Names this point among the enqueued ops and copies: a marker is reached when everything before
   // it has finished. Markers are reached in order; the last kMarkers may be asked about. On devices
   // whose ops finish when their functions return, every marker is reached.
+  static constexpr int64_t kMarkers = 64;
   virtual absl::StatusOr<int64_t> Mark() { return 0; }
   virtual absl::StatusOr<bool> Reached(int64_t marker) { return true; }
   virtual absl::Status WaitFor(int64_t marker) { return absl::OkStatus(); }
-  // Runs `enqueue`, which calls ops. Under the same key it must always enqueue the same: `key` names
-  // all that the ops depend on, addresses, shapes and numbers of the host; what memory holds may
-  // differ. So the device may keep what it enqueued and enqueue that again without calling
-  // `enqueue`, at less cost. Recordings are forgotten when memory is allocated: it may lie where the
-  // recorded ops' memory was.
+  // Runs `enqueue`, which calls ops. Under the same key it must always enqueue the same: `key`
+  // names all that the ops depend on, addresses, shapes and numbers of the host; what memory holds
+  // may differ. So the device may keep what it enqueued and enqueue that again without calling
+  // `enqueue`, at less cost. Recordings are forgotten when memory is allocated: it may lie where
+  // the recorded ops' memory was.
   virtual absl::Status RunRecorded(const std::vector<int64_t>& key,
                                    absl::FunctionRef<absl::Status()> enqueue) {
     return enqueue();

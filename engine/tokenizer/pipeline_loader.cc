@@ -18,7 +18,7 @@ constexpr size_t kMaxSequence = 16;
 absl::Status Unsupported(const JsonFields& fields, std::string_view type,
                          std::string_view supported) {
   return JsonError(fields.PathOf("type"), StrCat("only ", supported, " is supported; got ",
-                                                       QuoteForMessage(type)));
+                                                 QuoteForMessage(type)));
 }
 
 // The elements of a Sequence's list, as (value, path).
@@ -46,7 +46,7 @@ absl::Status LoadSplit(JsonFields* fields, TokenizerParts* parts) {
   if (behavior != "Isolated" && behavior != "Removed") {
     return JsonError(fields->PathOf("behavior"),
                      StrCat("only Isolated and Removed are supported; got ",
-                                  QuoteForMessage(behavior)));
+                            QuoteForMessage(behavior)));
   }
   JsonFields pattern(*pattern_json, fields->PathOf("pattern"));
   pattern.AllowOnly({"Regex", "String"});
@@ -142,8 +142,8 @@ absl::Status LoadTemplate(JsonFields* fields, TokenizerParts* parts) {
       if (!id.is_number_integer() || id < 0 || id >= parts->token_text.size()) {
         return JsonError(token.PathOf("ids"),
                          StrCat("id ", QuoteForMessage(id.dump()),
-                                      " is not in the vocabulary of ",
-                                      parts->token_text.size(), " tokens"));
+                                " is not in the vocabulary of ",
+                                parts->token_text.size(), " tokens"));
       }
       target.push_back(id.get<int32_t>());
       if (target.size() > 64) return JsonError(fields->PathOf("single"), "adds too many tokens");

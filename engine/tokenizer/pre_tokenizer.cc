@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+
 #include "base/strings.h"
 
 namespace hyserve::tokenizer {

@@ -12,7 +12,7 @@ absl::StatusOr<StopMatcher> StopMatcher::Create(std::span<const std::string> sto
                                                 bool include_stop_string) {
   if (stop_strings.size() > kMaxStopStrings) {
     return absl::InvalidArgumentError(StrCat("stop: ", stop_strings.size(),
-                                                   " strings, more than ", kMaxStopStrings));
+                                             " strings, more than ", kMaxStopStrings));
   }
   StopMatcher matcher;
   matcher.include_stop_string_ = include_stop_string;
@@ -23,7 +23,7 @@ absl::StatusOr<StopMatcher> StopMatcher::Create(std::span<const std::string> sto
     if (text.empty()) return absl::InvalidArgumentError(StrCat("stop[", i, "]: is empty"));
     if (text.size() > kMaxStopStringBytes) {
       return absl::InvalidArgumentError(StrCat("stop[", i, "]: has ", text.size(),
-                                                     " bytes, more than ", kMaxStopStringBytes));
+                                               " bytes, more than ", kMaxStopStringBytes));
     }
     if (!IsValidUtf8(text)) {
       return absl::InvalidArgumentError(StrCat("stop[", i, "]: is not valid UTF-8"));

@@ -145,7 +145,7 @@ absl::Status ErrnoStatus(const std::string& path, int error) {
 absl::StatusOr<Json> ParseStrictJson(std::string_view text, const StrictJsonLimits& limits) {
   if (text.size() > limits.max_bytes) {
     return absl::InvalidArgumentError(StrCat("the file has ", text.size(),
-                                                   " bytes, more than ", limits.max_bytes));
+                                             " bytes, more than ", limits.max_bytes));
   }
   Builder builder(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
@@ -166,7 +166,7 @@ absl::StatusOr<std::string> ReadBoundedFile(const std::string& path, size_t max_
   }
   if (static_cast<uint64_t>(before.st_size) > max_bytes) {
     return absl::InvalidArgumentError(StrCat(path, ": the file has ", before.st_size,
-                                                   " bytes, more than ", max_bytes));
+                                             " bytes, more than ", max_bytes));
   }
   std::string text(static_cast<size_t>(before.st_size), '\0');
   size_t done = 0;

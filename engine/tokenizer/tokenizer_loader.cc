@@ -34,7 +34,7 @@ absl::Status LoadVocab(JsonFields* model, TokenizerParts* parts) {
   if (vocab == nullptr) return model->status();
   if (vocab->size() > static_cast<size_t>(kMaxVocabSize)) {
     return JsonError("model.vocab", StrCat("has ", vocab->size(), " entries, more than ",
-                                                 kMaxVocabSize));
+                                           kMaxVocabSize));
   }
   std::vector<std::pair<int64_t, const std::string*>> entries;
   entries.reserve(vocab->size());
@@ -44,7 +44,7 @@ absl::Status LoadVocab(JsonFields* model, TokenizerParts* parts) {
     if (!item.second.is_number_integer()) return JsonError(path, "the id must be an integer");
     if (item.second < 0 || item.second >= kMaxVocabSize) {
       return JsonError(path, StrCat("id ", item.second.dump(), " is outside [0, ",
-                                          kMaxVocabSize, ")"));
+                                    kMaxVocabSize, ")"));
     }
     entries.emplace_back(item.second.get<int64_t>(), &item.first);
   }
@@ -55,7 +55,7 @@ absl::Status LoadVocab(JsonFields* model, TokenizerParts* parts) {
     if (entries[i].first == entries[i - 1].first) {
       return JsonError(KeyPath("model.vocab", *entries[i].second),
                        StrCat("id ", entries[i].first, " is also that of ",
-                                    QuoteForMessage(*entries[i - 1].second)));
+                              QuoteForMessage(*entries[i - 1].second)));
     }
   }
   // Added tokens may fill holes, at most kMaxVocabSize of them: the bound on ids bounds this.
@@ -82,7 +82,7 @@ absl::Status ReadMergePair(const Json& merge, const std::string& path, std::stri
     const size_t space = text.find(' ');
     if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
       return JsonError(path, StrCat("must be two pieces with one space between them; got ",
-                                          QuoteForMessage(text)));
+                                    QuoteForMessage(text)));
     }
     *left = std::string_view(text).substr(0, space);
     *right = std::string_view(text).substr(space + 1);
@@ -116,25 +116,25 @@ absl::Status LoadMerges(JsonFields* model, const IdMap& ids, TokenizerParts* par
       const auto it = ids.find(pieces[side]);
       if (it == ids.end()) {
         return JsonError(path, StrCat("piece ", QuoteForMessage(pieces[side]),
-                                            " is not in model.vocab"));
+                                      " is not in model.vocab"));
       }
       pair[side] = it->second;
       if (parts->bpe.pieces[pair[side]].empty()) {
         return JsonError(path, StrCat("piece ", QuoteForMessage(pieces[side]),
-                                            " is not written in the byte alphabet"));
+                                      " is not written in the byte alphabet"));
       }
     }
     joined.assign(pieces[0]);
     joined.append(pieces[1]);
     if (joined.size() > max_piece_bytes) {
       return JsonError(path, StrCat("the merged token has ", joined.size(),
-                                          " bytes, more than any key of model.vocab (",
-                                          max_piece_bytes, ")"));
+                                    " bytes, more than any key of model.vocab (",
+                                    max_piece_bytes, ")"));
     }
     const auto result = ids.find(joined);
     if (result == ids.end()) {
       return JsonError(path, StrCat("the merged token ", QuoteForMessage(joined),
-                                          " is not in model.vocab"));
+                                    " is not in model.vocab"));
     }
     const uint64_t key = (static_cast<uint64_t>(pair[0]) << 32) | static_cast<uint32_t>(pair[1]);
     const auto [first, inserted] = seen.emplace(key, i);
@@ -163,7 +163,7 @@ absl::Status LoadAlphabet(TokenizerParts* parts) {
     std::string piece;
     AppendUtf8(ByteToCodePoint(static_cast<uint8_t>(byte)), &piece);
     return JsonError("model.vocab", StrCat("the byte alphabet is not complete: byte ", byte,
-                                                 " (", QuoteForMessage(piece), ") is missing"));
+                                           " (", QuoteForMessage(piece), ") is missing"));
   }
   return absl::OkStatus();
 }
@@ -177,7 +177,7 @@ absl::Status LoadModel(const JsonFields& document, TokenizerParts* parts) {
   const std::string type = model.Find("type") == nullptr ? "BPE" : model.RequiredString("type");
   if (model.status().ok() && type != "BPE") {
     return JsonError("model.type", StrCat("only BPE is supported; got ",
-                                                QuoteForMessage(type)));
+                                          QuoteForMessage(type)));
   }
   // With a complete byte alphabet no byte is unknown, so unk_token and fuse_unk have no effect.
   model.AllowOnly({"type", "dropout", "unk_token", "continuing_subword_prefix",
@@ -210,7 +210,7 @@ absl::Status LoadAddedToken(const Json& json, const std::string& path, AddedToke
   if (token->content.empty()) fields.Fail("content", "is empty");
   if (token->content.size() > kMaxAddedTokenBytes) {
     fields.Fail("content", StrCat("has ", token->content.size(), " bytes, more than ",
-                                        kMaxAddedTokenBytes));
+                                  kMaxAddedTokenBytes));
   }
   return fields.status();
 }
@@ -236,14 +236,14 @@ absl::Status LoadAddedTokens(const JsonFields& document, TokenizerParts* parts) 
     const auto known = vocab.find(token.content);
     if (known != vocab.end() && known->second != token.id) {
       return JsonError(path, StrCat("content ", QuoteForMessage(token.content), " has id ",
-                                          token.id, " here and ", known->second,
-                                          " in model.vocab"));
+                                    token.id, " here and ", known->second,
+                                    " in model.vocab"));
     }
     const size_t id = static_cast<size_t>(token.id);
     if (known == vocab.end() && id < parts->token_text.size() && !parts->token_text[id].empty()) {
       return JsonError(path, StrCat("id ", token.id, " is that of ",
-                                          QuoteForMessage(parts->token_text[id]),
-                                          " in model.vocab"));
+                                    QuoteForMessage(parts->token_text[id]),
+                                    " in model.vocab"));
     }
     const auto [same_id, new_id] = by_id.emplace(token.id, i);
     if (!new_id) {
@@ -270,7 +270,7 @@ absl::Status CheckDense(TokenizerParts* parts) {
   for (size_t id = 0; id < parts->token_text.size(); ++id) {
     if (parts->token_text[id].empty()) {
       return JsonError("model.vocab", StrCat("ids are not dense: no token has id ", id,
-                                                   " of ", parts->token_text.size()));
+                                             " of ", parts->token_text.size()));
     }
   }
   parts->bpe.pieces.resize(parts->token_text.size());

@@ -22,8 +22,8 @@ struct CrcRange {
 inline constexpr int kMaxCrcRanges = 512;
 
 // Enqueues, as one launch, the raw checksum of every chunk of `count` (1 .. kMaxCrcRanges) ranges
-// into `partials`, range after range: memory that the device can write (pinned host memory is fine).
-// Any alignment; 16 bytes is the fast one. `tables` from Crc32cUploadTables.
+// into `partials`, range after range: memory that the device can write (pinned host memory is
+// fine). Any alignment; 16 bytes is the fast one. `tables` from Crc32cUploadTables.
 cudaError_t Crc32cLaunch(const CrcRange* ranges, int count, const void* tables, uint32_t* partials,
                          cudaStream_t stream);
 

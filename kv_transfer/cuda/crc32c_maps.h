@@ -1,6 +1,6 @@
-// CRC32C as linear algebra over its 32 bits: advancing a checksum over n zero bytes is a linear map,
-// and so the checksum of a message is the sum (xor) of its parts' checksums, each advanced over the
-// bytes behind it. Shared by the kernel and by the host code that adds up its results.
+// CRC32C as linear algebra over its 32 bits: advancing a checksum over n zero bytes is a linear
+// map, and so the checksum of a message is the sum (xor) of its parts' checksums, each advanced
+// over the bytes behind it. Shared by the kernel and by the host code that adds up its results.
 //
 // "Raw" checksums start from 0 and are not inverted at the end; leading zeros do not change them.
 #ifndef HYSERVE_KV_TRANSFER_CUDA_CRC32C_MAPS_H_

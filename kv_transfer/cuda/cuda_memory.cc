@@ -73,7 +73,9 @@ CudaMemory::~CudaMemory() {
 
 std::string CudaMemory::name() const { return absl::StrCat("cuda:", ordinal_); }
 
-absl::Status CudaMemory::MakeCurrent() { return ToStatus(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+absl::Status CudaMemory::MakeCurrent() {
+  return ToStatus(cudaSetDevice(ordinal_), "cudaSetDevice");
+}
 
 absl::Status CudaMemory::CheckRange(const void* data, size_t bytes) {
   absl::Status status = MakeCurrent();

@@ -1,7 +1,7 @@
 // DeviceMemory of one NVIDIA GPU: four streams of high priority beside the engine's, one for each
-// direction of copies and one for checksums. Checksums that are asked for between two polls, or while
-// the device is busy with earlier ones, are computed by one launch: processes that share a GPU take
-// turns, and a turn costs far more than a small kernel.
+// direction of copies and one for checksums. Checksums that are asked for between two polls, or
+// while the device is busy with earlier ones, are computed by one launch: processes that share a
+// GPU take turns, and a turn costs far more than a small kernel.
 #ifndef HYSERVE_KV_TRANSFER_CUDA_CUDA_MEMORY_H_
 #define HYSERVE_KV_TRANSFER_CUDA_CUDA_MEMORY_H_
 

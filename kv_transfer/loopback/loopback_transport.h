@@ -29,7 +29,7 @@ class LoopbackNetwork {
  public:
   struct Options {
     bool manual = false;
-    std::function<ClockTime()> clock = nullptr;  // default: steady time; required to be set in manual mode
+    std::function<ClockTime()> clock = nullptr;  // null: steady time; must be set in manual mode
     size_t message_bytes = size_t{4} << 20;
     // Of memory of kind kCuda; null: host memory only. Copies then run on the device.
     std::shared_ptr<DeviceMemory> device = nullptr;

@@ -66,8 +66,8 @@ absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& e
   if (options.device != nullptr) {
     // The receiver reads: nothing then writes into its pages but its own copies.
     settings.emplace_back("RNDV_SCHEME", "get_zcopy");
-    // Its record of allocations misses those that it could not watch, and takes them for host memory.
-    // Without it UCX asks the driver; we say the type of all memory anyway.
+    // Its record of allocations misses those that it could not watch, and takes them for host
+    // memory. Without it UCX asks the driver; we say the type of all memory anyway.
     settings.emplace_back("MEMTYPE_CACHE", "n");
 #if UCP_API_VERSION >= UCP_VERSION(1, 17)
     // Left to itself, UCX does so only on machines that show NVLinks, and goes through the host
@@ -102,7 +102,9 @@ absl::StatusOr<UcxContext> OpenContext(const UcxOptions& options, std::string& e
 }
 
 absl::StatusOr<SocketAddress> ParseHost(std::string_view host, int port) {
-  if (port < 0 || port > 65535) return absl::InvalidArgumentError("port out of range");
+  if (port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("port must be in [0, 65535]; got ", port));
+  }
   const std::string text(host);
   SocketAddress address;
   auto* v4 = reinterpret_cast<sockaddr_in*>(&address.storage);
@@ -127,7 +129,8 @@ absl::StatusOr<SocketAddress> ParseHostPort(std::string_view address) {
   int port = 0;
   if (colon == std::string_view::npos ||
       !absl::SimpleAtoi(std::string(address.substr(colon + 1)), &port) || port == 0) {
-    return absl::InvalidArgumentError("an address is written ip:port");
+    return absl::InvalidArgumentError(
+        absl::StrCat("an address is written ip:port; got '", std::string(address), "'"));
   }
   std::string_view host = address.substr(0, colon);
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {

@@ -36,10 +36,13 @@ UcxNode::UcxNode(const UcxOptions& options)
           SteadyNow),
       jobs_(options.device.get(), nullptr),
       fence_(options.device.get(), [this] { loop_.Post([] {}); }),
-      pinned_sends_{{options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
-      pinned_receives_{{options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
+      pinned_sends_{
+          {options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
+      pinned_receives_{
+          {options.staging_bytes, [this](size_t bytes) { return AllocatePinned(bytes); }}, {}},
       device_sends_{{kGatherBytes, [this](size_t bytes) { return AllocateScratch(bytes); }}, {}},
-      device_receives_{{kGatherBytes, [this](size_t bytes) { return AllocateScratch(bytes); }}, {}} {
+      device_receives_{
+          {kGatherBytes, [this](size_t bytes) { return AllocateScratch(bytes); }}, {}} {
   const bool host_over_tcp = options.transports == "tcp" && options.device == nullptr;
   message_bytes_ = options.message_bytes != 0 ? options.message_bytes
                    : host_over_tcp            ? kTcpMessageBytes
@@ -105,7 +108,8 @@ std::string UcxNode::Description() const {
   if (device() != nullptr) {
     const std::string reason = WhyNotDirect();
     absl::StrAppend(&text, "device: ", device()->name(), "\ndevice memory: ",
-                    reason.empty() ? "direct where a peer can be reached" : "staged, " + reason, "\n");
+                    reason.empty() ? "direct where a peer can be reached" : "staged, " + reason,
+                    "\n");
   }
   return text + resources_;
 }

@@ -1,8 +1,8 @@
 // Which way device memory travels on a connection. Whoever connects says first whether it can
 // receive into device memory; the other side answers likewise. A sender of device memory whose peer
 // can then sends a few messages between device buffers made for this, and the peer says how long
-// each took. UCX chooses by itself how to move them; what it falls back to when devices cannot reach
-// each other is slower by a factor of hundreds, so the time tells.
+// each took. UCX chooses by itself how to move them; what it falls back to when devices cannot
+// reach each other is slower by a factor of hundreds, so the time tells.
 #include <algorithm>
 #include <cstring>
 #include <utility>

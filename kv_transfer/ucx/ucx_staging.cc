@@ -1,9 +1,10 @@
-// Messages of the UCX transport that go by a slot of memory in between. Staged ones, for pairs without
-// a direct path: device, pinned memory of ours, wire, pinned memory, device. Direct ones whose pieces
-// do not lie together: gathered into one piece of device memory and scattered from one. A send waits
-// for room, is copied into its slot, then sent; a receive waits for room, is received, then copied out
-// of its slot. Copies, wire and copies of several messages overlap. Sends and receives have separate
-// memory, so that two processes that send to each other cannot wait for each other.
+// Messages of the UCX transport that go by a slot of memory in between. Staged ones, for pairs
+// without a direct path: device, pinned memory of ours, wire, pinned memory, device. Direct ones
+// whose pieces do not lie together: gathered into one piece of device memory and scattered from
+// one. A send waits for room, is copied into its slot, then sent; a receive waits for room, is
+// received, then copied out of its slot. Copies, wire and copies of several messages overlap. Sends
+// and receives have separate memory, so that two processes that send to each other cannot wait for
+// each other.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -86,7 +87,9 @@ bool UcxNode::ContinueStaged(Operation* operation) {
                 ? device()->StartCopy(direction, operation->data, operation->slot,
                                       operation->length)
                 : device()->StartScatter(direction, operation->parts, operation->slot),
-            [this, operation](const absl::Status& status, uint32_t) { Complete(operation, status); });
+            [this, operation](const absl::Status& status, uint32_t) {
+              Complete(operation, status);
+            });
   return true;
 }
 

@@ -40,8 +40,9 @@ struct UcxOptions {
   std::string net_devices;     // e.g. "eth0" or "mlx5_0:1"; empty: all
   std::string tcp_port_range;  // of data connections, e.g. "7600-7699"; empty: any
   size_t rendezvous_threshold_bytes = 16384;  // smaller data messages are copied by UCX
-  // Payload of one data message: 0 chooses by transport (host memory over TCP 1 MiB: fits the caches
-  // that the copies go through; others 16 MiB: a message costs tens of microseconds however small).
+  // Payload of one data message: 0 chooses by transport (host memory over TCP 1 MiB: fits the
+  // caches that the copies go through; others 16 MiB: a message costs tens of microseconds however
+  // small).
   size_t message_bytes = 0;
   absl::Duration spin = absl::Microseconds(20);  // busy-polling while operations are in flight
   // The device whose memory will be registered; null: host memory only.

@@ -16,9 +16,9 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: hyserve doctor --config FILE [options]\n"
-    "Measures latency and bandwidth from every prefill to every decode worker of a running HyServe\n"
-    "and says which transports were chosen. Exit code 1 if a link is missing or below the floor\n"
-    "(transfer.min_link_bytes_per_second in the configuration).\n"
+    "Measures latency and bandwidth from every prefill to every decode worker of a running\n"
+    "HyServe and says which transports were chosen. Exit code 1 if a link is missing or below\n"
+    "the floor (transfer.min_link_bytes_per_second in the configuration).\n"
     "  --message-bytes N    default 16777216\n"
     "  --messages N         default 16\n";
 

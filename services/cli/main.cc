@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
       "  up       --config FILE             start router, prefill and decode on this machine\n"
       "  generate [--server HOST:PORT] ...  send a prompt, stream the answer\n"
       "  model    inspect | make | check    look at, write or verify a checkpoint\n"
-      "  doctor   [--config FILE]           measure the links between workers\n",
+      "  doctor   --config FILE             measure the links between workers\n",
       stderr);
   const std::string word = argc > 1 ? argv[1] : "";
   return word == "help" || word == "--help" ? 0 : hyserve::cli::kExitUsage;

@@ -73,7 +73,8 @@ int NextSignal(const sigset_t& signals) {
 
 int RunUp(const std::vector<std::string>& words) {
   const absl::StatusOr<Args> args =
-      Args::Parse(words, {.options = {"config", "ready-timeout"}, .flags = {"check-config", "help"}});
+      Args::Parse(words, {.options = {"config", "ready-timeout"},
+                          .flags = {"check-config", "help"}});
   if (!args.ok() || args->Has("help") || !args->Has("config")) {
     if (!args.ok()) Fail("up", args.status(), kExitUsage);
     std::fputs(kUsage, stderr);
@@ -118,8 +119,8 @@ int RunUp(const std::vector<std::string>& words) {
     } else if (absl::Now() > give_up) {
       group.Stop(absl::Seconds(5));
       return Fail("up", absl::DeadlineExceededError(absl::StrFormat(
-                            "not ready after %d s: the router answered %s, %d prefill and %d decode "
-                            "workers registered",
+                            "not ready after %d s: the router answered %s, %d prefill and %d "
+                            "decode workers registered",
                             *ready_timeout, model.name().empty() ? "nothing" : model.name(),
                             model.prefill_workers(), model.decode_workers())),
                   kExitFailure);

@@ -21,7 +21,7 @@ absl::StatusOr<WorkerSettings> Config::FindWorker(std::string_view role,
   const std::string exist =
       names.empty() ? "there are none" : StrCat("there are: ", absl::StrJoin(names, ", "));
   const std::string wanted = StrCat(role, role.empty() ? "" : " ", "worker",
-                                          name.empty() ? "" : " ", name);
+                                    name.empty() ? "" : " ", name);
   if (matches == 0) return absl::NotFoundError(StrCat("no ", wanted, "; ", exist));
   if (matches > 1) {
     return absl::InvalidArgumentError(

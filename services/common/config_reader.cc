@@ -131,8 +131,8 @@ absl::Status MakeStatus(std::string_view name, ConfigProblems problems) {
   std::string text;
   for (const ConfigProblems::Problem& problem : problems.problems) {
     StrAppend(&text, text.empty() ? "" : "\n", name, ":", problem.position.line, ":",
-                    problem.position.column, ": ", problem.path, problem.path.empty() ? "" : ": ",
-                    problem.reason);
+              problem.position.column, ": ", problem.path, problem.path.empty() ? "" : ": ",
+              problem.reason);
   }
   return absl::InvalidArgumentError(text);
 }
@@ -220,7 +220,7 @@ void ConfigTable::Int(std::string_view key, int64_t* out, int64_t min, int64_t m
   const std::optional<int64_t> number = value->quoted ? std::nullopt : ParseInt(value->scalar);
   if (!number.has_value()) {
     return Problem(key, StrCat("must be a whole number (decimal, no leading zeros); got ",
-                                     Shown(value->scalar)));
+                               Shown(value->scalar)));
   }
   if (*number < min || *number > max) {
     return Problem(key, StrCat("must be in [", min, ", ", max, "]; got ", *number));
@@ -253,11 +253,11 @@ void ConfigTable::Bytes(std::string_view key, int64_t* out, int64_t min, int64_t
   const std::optional<double> bytes = ParseWithUnit(value->scalar, kSizeUnits);
   if (!bytes.has_value() || *bytes != std::floor(*bytes) || std::abs(*bytes) > 9.0e15) {
     return Problem(key, StrCat("must be a size with a unit (B, KiB, MiB, GiB, TiB); got ",
-                                     Shown(value->scalar)));
+                               Shown(value->scalar)));
   }
   if (*bytes < static_cast<double>(min) || *bytes > static_cast<double>(max)) {
     return Problem(key, StrCat("must be in [", BytesText(min), ", ", BytesText(max), "]; got ",
-                                     Shown(value->scalar)));
+                               Shown(value->scalar)));
   }
   *out = static_cast<int64_t>(*bytes);
 }
@@ -292,12 +292,12 @@ void ConfigTable::Duration(std::string_view key, absl::Duration* out, absl::Dura
   const std::optional<double> seconds = ParseWithUnit(value->scalar, kTimeUnits);
   if (!seconds.has_value()) {
     return Problem(key, StrCat("must be a duration with a unit (us, ms, s, min, h); got ",
-                                     Shown(value->scalar)));
+                               Shown(value->scalar)));
   }
   const absl::Duration duration = absl::Seconds(*seconds);
   if (duration < min || duration > max) {
     return Problem(key, StrCat("must be in [", absl::FormatDuration(min), ", ",
-                                     absl::FormatDuration(max), "]; got ", Shown(value->scalar)));
+                               absl::FormatDuration(max), "]; got ", Shown(value->scalar)));
   }
   *out = duration;
 }

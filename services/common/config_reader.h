@@ -52,7 +52,8 @@ class ConfigTable {
   // A whole number with B, KiB, MiB, GiB or TiB.
   void Bytes(std::string_view key, int64_t* out, int64_t min, int64_t max);
   // "auto" (the share `automatic`), a share as a percentage (85%), or a size as in Bytes(). Of
-  // *bytes and *share the one that was given is set, a size sets *share to 0. True: a share was given.
+  // *bytes and *share the one that was given is set, a size sets *share to 0. True: a share was
+  // given.
   bool BytesOrShare(std::string_view key, int64_t* bytes, double* share, double automatic,
                     int64_t min, int64_t max);
   // A number with us, ms, s, min or h.

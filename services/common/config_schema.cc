@@ -159,14 +159,14 @@ void ReadTransfer(ConfigTable& table, TransferSettings* transfer) {
   table.Int("port_last", &transfer->port_last, 0, 65535);
   if (transfer->port_last < transfer->port_first) {
     table.Problem("port_last", StrCat("must be at least port_first (", transfer->port_first,
-                                            "); got ", transfer->port_last));
+                                      "); got ", transfer->port_last));
   }
   table.Duration("lease", &transfer->lease, absl::Milliseconds(100), absl::Minutes(10));
   table.Duration("lease_renew", &transfer->lease_renew, absl::Milliseconds(10), absl::Minutes(5));
   if (transfer->lease < 3 * transfer->lease_renew) {
     table.Problem("lease", StrCat("must be at least 3 x lease_renew (",
-                                        absl::FormatDuration(3 * transfer->lease_renew), "); got ",
-                                        absl::FormatDuration(transfer->lease)));
+                                  absl::FormatDuration(3 * transfer->lease_renew), "); got ",
+                                  absl::FormatDuration(transfer->lease)));
   }
   table.Duration("progress_timeout", &transfer->progress_timeout, absl::Milliseconds(10),
                  absl::Minutes(5));

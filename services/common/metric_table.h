@@ -257,9 +257,9 @@ inline constexpr const MetricSpec* kAll[] = {
     &kRouterDecisionTime, &kRouterWorkerInflight, &kRouterWorkers, &kRouterPrefixHitTokens,
     &kRouterRetries, &kRouterShed, &kRetryAttempts, &kStaleEpoch, &kPairHealth, &kWorkerLost,
     &kEngineStepTime, &kEngineLastStep, &kKvBlocks, &kKvBlocksCapacity, &kKvTransferTime,
-    &kKvTransferBytes, &kKvPathBytes, &kKvTransferExposed, &kKvFullAttentionBytes, &kKvLinkBytesPerSecond,
-    &kKvLeaseExpired, &kKvTransferFailures, &kKvIntegrityFailures, &kKvForcedCloses,
-    &kQuarantinedPages, &kRecomputedTokens, &kHandoffPhase};
+    &kKvTransferBytes, &kKvPathBytes, &kKvTransferExposed, &kKvFullAttentionBytes,
+    &kKvLinkBytesPerSecond, &kKvLeaseExpired, &kKvTransferFailures, &kKvIntegrityFailures,
+    &kKvForcedCloses, &kQuarantinedPages, &kRecomputedTokens, &kHandoffPhase};
 }  // namespace metric
 
 inline constexpr std::string_view kHyServeVersion = "0.1.0";

@@ -31,8 +31,8 @@ class TimerQueue {
   TimerId ScheduleAfter(absl::Duration delay, std::function<void()> call);
   // True if the function will not run; false if it ran, runs now or is unknown.
   bool Cancel(TimerId id);
-  // Functions that are not due yet, and those that are scheduled later, are dropped; a running one is
-  // waited for. Not from two threads at once, nor from a function of the queue.
+  // Functions that are not due yet, and those that are scheduled later, are dropped; a running one
+  // is waited for. Not from two threads at once, nor from a function of the queue.
   void Stop();
 
  private:

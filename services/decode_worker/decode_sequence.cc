@@ -81,7 +81,7 @@ absl::Status DecodeSequence::Accept(const v1::DecodeRequest& request, absl::Time
   return Enter(request.id(), std::move(sequence));
 }
 
-// ---- the hand-off ---------------------------------------------------------------------------------
+// ---- the hand-off -------------------------------------------------------------------------------
 
 void DecodeSequence::OnReserved(const absl::StatusOr<runtime::KvBlocks>& kv) {
   absl::MutexLock lock(&mutex_);
@@ -151,7 +151,7 @@ void DecodeSequence::Resume(const kv_transfer::PullResult& result, int32_t first
   core_.engine().Resume(id_, first_token);
 }
 
-// ---- engine ---------------------------------------------------------------------------------------
+// ---- engine -------------------------------------------------------------------------------------
 
 void DecodeSequence::OnAdmitted(const runtime::KvBlocks& kv, int32_t cached_tokens) {
   absl::MutexLock lock(&mutex_);
@@ -206,7 +206,7 @@ void DecodeSequence::OnFinished(const absl::Status& status, FinishReason reason,
   EndIfNothingRuns();
 }
 
-// ---- the ends -------------------------------------------------------------------------------------
+// ---- the ends -----------------------------------------------------------------------------------
 
 void DecodeSequence::AbortTransfer() { worker_->importer->Abort(ticket_.id); }
 

@@ -18,8 +18,8 @@ namespace hyserve::decode_worker {
 
 class DecodeWorker {
  public:
-  // Serves on the address of the core's settings and, unless told otherwise, registers at the router.
-  // `transport` is null exactly for a monolithic worker. Errors of Importer::Create and
+  // Serves on the address of the core's settings and, unless told otherwise, registers at the
+  // router. `transport` is null exactly for a monolithic worker. Errors of Importer::Create and
   // WorkerHost::Start.
   static absl::StatusOr<std::unique_ptr<DecodeWorker>> Start(
       std::unique_ptr<worker::WorkerCore> core, std::unique_ptr<kv_transfer::Transport> transport,

@@ -13,8 +13,8 @@ namespace {
 using sampling::FinishReason;
 
 // A sequence that token 1 ended needs no hand-off, but decode may be pulling. The router ends that
-// pull when it has seen token 1; told by us first, decode would report a failed hand-off. So decode is
-// told by us only if the router has not ended the pull after this time.
+// pull when it has seen token 1; told by us first, decode would report a failed hand-off. So decode
+// is told by us only if the router has not ended the pull after this time.
 constexpr absl::Duration kNotNeededGrace = absl::Seconds(1);
 
 }  // namespace
@@ -49,7 +49,7 @@ absl::Status PrefillSequence::Accept(const v1::PrefillRequest& request, absl::Ti
   return Enter(request.id(), std::move(sequence));
 }
 
-// ---- engine ---------------------------------------------------------------------------------------
+// ---- engine -------------------------------------------------------------------------------------
 
 void PrefillSequence::OnAdmitted(const runtime::KvBlocks& kv, int32_t cached_tokens) {
   absl::MutexLock lock(&mutex_);
@@ -152,7 +152,7 @@ void PrefillSequence::HandOver() {
   });
 }
 
-// ---- the ends -------------------------------------------------------------------------------------
+// ---- the ends -----------------------------------------------------------------------------------
 
 void PrefillSequence::OnReleased(kv_transfer::ReleaseReason reason) {
   absl::MutexLock lock(&mutex_);

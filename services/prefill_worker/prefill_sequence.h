@@ -1,5 +1,5 @@
-// One Prefill call: joins the engine's sequence, the offer of its cached state, and the stream to the
-// router. How it begins and ends: sequence_call.h, with the offer as the transfer.
+// One Prefill call: joins the engine's sequence, the offer of its cached state, and the stream to
+// the router. How it begins and ends: sequence_call.h, with the offer as the transfer.
 #ifndef HYSERVE_SERVICES_PREFILL_WORKER_PREFILL_SEQUENCE_H_
 #define HYSERVE_SERVICES_PREFILL_WORKER_PREFILL_SEQUENCE_H_
 

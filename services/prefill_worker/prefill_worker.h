@@ -19,8 +19,8 @@ namespace hyserve::prefill_worker {
 
 class PrefillWorker {
  public:
-  // Serves on the address of the core's settings and, unless told otherwise, registers at the router.
-  // Errors of Exporter::Create and WorkerHost::Start.
+  // Serves on the address of the core's settings and, unless told otherwise, registers at the
+  // router. Errors of Exporter::Create and WorkerHost::Start.
   static absl::StatusOr<std::unique_ptr<PrefillWorker>> Start(
       std::unique_ptr<worker::WorkerCore> core, std::unique_ptr<kv_transfer::Transport> transport,
       bool registers = true);

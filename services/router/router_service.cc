@@ -48,7 +48,8 @@ absl::StatusOr<ModelInfo> ServedModel(const RouterContext& router, const std::st
         absl::UnavailableError("no_capacity: no worker has registered yet"), absl::Seconds(1));
   }
   if (!wanted.empty() && wanted != model->name) {
-    return absl::NotFoundError(StrCat("model: served is \"", model->name, "\""));
+    return absl::NotFoundError(
+        StrCat("model: served is \"", model->name, "\"; got \"", wanted, "\""));
   }
   return *std::move(model);
 }

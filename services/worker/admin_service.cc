@@ -15,12 +15,12 @@ absl::StatusOr<kv_transfer::LinkProbeOptions> ToProbeOptions(const v1::ProbeLink
   kv_transfer::LinkProbeOptions options;
   if (request.message_bytes() > kMaxProbeMessageBytes) {
     return absl::InvalidArgumentError(StrCat("message_bytes: must be at most ",
-                                                     kMaxProbeMessageBytes, "; got ",
-                                                     request.message_bytes()));
+                                             kMaxProbeMessageBytes, "; got ",
+                                             request.message_bytes()));
   }
   if (request.messages() > kMaxProbeMessages) {
     return absl::InvalidArgumentError(StrCat("messages: must be at most ", kMaxProbeMessages,
-                                                     "; got ", request.messages()));
+                                             "; got ", request.messages()));
   }
   if (request.message_bytes() > 0) options.message_bytes = request.message_bytes();
   if (request.messages() > 0) options.messages = static_cast<int32_t>(request.messages());

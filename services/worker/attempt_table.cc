@@ -14,7 +14,7 @@ absl::Status AttemptTable::Enter(const std::string& request_id, uint32_t attempt
     Entry& entry = entries_[request_id];
     if (entry.self != nullptr && entry.computes && attempt <= entry.attempt) {
       return absl::AbortedError(StrCat(kStaleAttempt, "attempt ", entry.attempt,
-                                               " of this request runs, ", attempt, " is not newer"));
+                                       " of this request runs, ", attempt, " is not newer"));
     }
     superseded = std::exchange(entry.self, std::move(self));
     entry.attempt = attempt;

@@ -27,9 +27,10 @@ class Attempt {
 // Thread-safe. Bounded by the number of live attempts.
 class AttemptTable {
  public:
-  // ABORTED "stale_attempt: ..." while an attempt with this number or a higher one computes. Else the
-  // attempt is entered and one that was there before is told.
-  absl::Status Enter(const std::string& request_id, uint32_t attempt, std::shared_ptr<Attempt> self);
+  // ABORTED "stale_attempt: ..." while an attempt with this number or a higher one computes. Else
+  // the attempt is entered and one that was there before is told.
+  absl::Status Enter(const std::string& request_id, uint32_t attempt,
+                     std::shared_ptr<Attempt> self);
   // The attempt computes no longer, though it may still hold memory: every other one may take over.
   void Retire(const std::string& request_id, const Attempt* self);
   // The attempt is gone.

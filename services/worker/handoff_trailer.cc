@@ -33,7 +33,7 @@ std::string EncodeTrailer(std::span<const int32_t> prompt, int32_t first_token) 
 absl::StatusOr<int32_t> DecodeTrailer(std::string_view trailer, std::span<const int32_t> prompt) {
   if (trailer.size() != kTrailerBytes) {
     return absl::DataLossError(StrCat("the trailer has ", trailer.size(), " bytes, not ",
-                                              kTrailerBytes));
+                                      kTrailerBytes));
   }
   std::array<uint32_t, kWords> words = {};
   for (size_t i = 0; i < kTrailerBytes; ++i) {

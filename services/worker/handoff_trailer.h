@@ -1,6 +1,7 @@
-// What the glue of prefill adds to a hand-off for the glue of decode: token 1, and a checksum of the
-// prompt's ids, so that a cached state is never continued with another prompt. Random numbers are
-// counter-based and penalties follow from prompt and token 1, so there is no other sampler state.
+// What the glue of prefill adds to a hand-off for the glue of decode: token 1, and a checksum of
+// the prompt's ids, so that a cached state is never continued with another prompt. Random numbers
+// are counter-based and penalties follow from prompt and token 1, so there is no other sampler
+// state.
 #ifndef HYSERVE_SERVICES_WORKER_HANDOFF_TRAILER_H_
 #define HYSERVE_SERVICES_WORKER_HANDOFF_TRAILER_H_
 

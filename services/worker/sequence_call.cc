@@ -106,7 +106,9 @@ void SequenceCall::EndIfNothingRuns() {
 absl::Status SequenceCall::FinalStatus() const {
   if (cancelled_.has_value()) return *cancelled_;
   // The engine cancels by itself only when it stops.
-  if (absl::IsCancelled(engine_status_)) return absl::UnavailableError("draining: the engine stops");
+  if (absl::IsCancelled(engine_status_)) {
+    return absl::UnavailableError("draining: the engine stops");
+  }
   return engine_status_;
 }
 

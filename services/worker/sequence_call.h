@@ -2,8 +2,8 @@
 // engine) and the ways out (superseded, cancelled, slow, broken, refused, draining).
 //
 // Two things run for a call: the engine's computation and the transfer of the cached state. They
-// stop in either order; when neither runs any more, memory that the engine still keeps is given back and
-// the stream is ended:
+// stop in either order; when neither runs any more, memory that the engine still keeps is given
+// back and the stream is ended:
 //
 //   engine_runs_    --EngineEnded()----->  --+
 //                                            +--> memory released, end of the stream

@@ -28,8 +28,8 @@ std::string ToNumeric(const std::string& host) {
   addrinfo* found = nullptr;
   if (getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return "";
   char text[NI_MAXHOST] = "";
-  const int error =
-      getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof(text), nullptr, 0, NI_NUMERICHOST);
+  const int error = getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof(text), nullptr, 0,
+                                NI_NUMERICHOST);
   freeaddrinfo(found);
   return error == 0 ? text : "";
 }
@@ -72,7 +72,8 @@ kv_transfer::ExporterOptions ToExporterOptions(const common::TransferSettings& s
   options.max_message_bytes = std::min(static_cast<size_t>(settings.max_message_bytes),
                                        transport.preferred_message_bytes());
   options.max_messages_in_flight = settings.messages_in_flight;
-  // Messages of device memory take no host memory, and many checksums cost little more than one.
+  // Direct messages of device memory take no host memory, staged ones wait for theirs, and many
+  // checksums cost little more than one.
   if (transport.device() != nullptr) options.max_messages_in_flight *= 4;
   return options;
 }
@@ -108,7 +109,9 @@ absl::StatusOr<std::unique_ptr<kv_transfer::Transport>> MakeTransport(
   }
   kv_transfer::UcxOptions options;
   options.listen_address = ToNumeric(HostOf(settings.listen));
-  if (!settings.advertise.empty()) options.advertise_address = ToNumeric(HostOf(settings.advertise));
+  if (!settings.advertise.empty()) {
+    options.advertise_address = ToNumeric(HostOf(settings.advertise));
+  }
   options.transports = transfer.transports;
   options.net_devices = transfer.net_devices;
   auto device = kv_transfer::OpenDevice(settings.device);
@@ -125,8 +128,8 @@ absl::StatusOr<std::unique_ptr<kv_transfer::Transport>> MakeTransport(
       options.listen_address.rfind("127.", 0) == 0 || options.listen_address == "::1";
   if (options.net_devices.empty() && is_loopback) options.net_devices = "lo";
   if (transfer.port_first == 0) return kv_transfer::CreateUcxTransport(options);
-  // The listener takes the first free port of the range, connections the others: workers of one host
-  // share the range.
+  // The listener takes the first free port of the range, connections the others: workers of one
+  // host share the range.
   options.tcp_port_range = StrCat(transfer.port_first, "-", transfer.port_last);
   for (options.port = transfer.port_first;; ++options.port) {
     auto transport = kv_transfer::CreateUcxTransport(options);

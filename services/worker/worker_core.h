@@ -1,4 +1,5 @@
-// What every worker has: the loaded engine, its metrics, its timers, and the fence between attempts.
+// What every worker has: the loaded engine, its metrics, its timers, and the fence between
+// attempts.
 #ifndef HYSERVE_SERVICES_WORKER_WORKER_CORE_H_
 #define HYSERVE_SERVICES_WORKER_WORKER_CORE_H_
 
@@ -24,8 +25,8 @@ namespace hyserve::worker {
 
 class WorkerCore {
  public:
-  // Loads the model and starts the engine; may take minutes. Errors as Engine::Create: all of them are
-  // the configuration's or the checkpoint's.
+  // Loads the model and starts the engine; may take minutes. Errors as Engine::Create: all of them
+  // are the configuration's or the checkpoint's.
   static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const common::Config& config,
                                                             const common::WorkerSettings& settings);
   // With an engine that `make_engine` makes, given what it must report to.

@@ -169,8 +169,8 @@ void WorkerHost::Drain(absl::Duration soft, absl::Duration hard) {
   const absl::Time begin = absl::Now();
   core->SetDraining();
   if (const auto client = registration(); client != nullptr && client->registered()) {
-    // Two reports: when the second is made, the first has left. The router then takes the end of the
-    // registration for what it is.
+    // Two reports: when the second is made, the first has left. The router then takes the end of
+    // the registration for what it is.
     client->ReportNow();
     absl::MutexLock lock(&mutex_);
     const auto reported = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

@@ -1,5 +1,5 @@
-// The life of a worker's process around its services: gRPC server, health, metrics page, registration
-// at the router, drain.
+// The life of a worker's process around its services: gRPC server, health, metrics page,
+// registration at the router, drain.
 #ifndef HYSERVE_SERVICES_WORKER_WORKER_HOST_H_
 #define HYSERVE_SERVICES_WORKER_WORKER_HOST_H_
 
@@ -49,8 +49,8 @@ class WorkerHost {
   // NOT_SERVING by then and the router has been told or will be with the next report.
   void OnDeviceFailure(std::function<void()> call);
 
-  // No new work; running calls may go on for `soft`, then they are cancelled and have until `hard` to
-  // give back what they hold. Blocks.
+  // No new work; running calls may go on for `soft`, then they are cancelled and have until `hard`
+  // to give back what they hold. Blocks.
   void Drain(absl::Duration soft, absl::Duration hard);
 
  private:

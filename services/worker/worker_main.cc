@@ -21,7 +21,7 @@ absl::StatusOr<common::WorkerSettings> ChooseWorker(const common::Config& config
   };
   if (!flags.role.empty() && !is_ours(flags.role)) {
     return absl::InvalidArgumentError(StrCat("--role ", flags.role, ": this program is ",
-                                                     absl::StrJoin(roles, " or ")));
+                                             absl::StrJoin(roles, " or ")));
   }
   std::string role = flags.role;
   if (role.empty() && flags.name.empty()) {

@@ -32,7 +32,8 @@ std::string ReasonOf(const absl::Status& status) {
     if (message.substr(0, cause.size()) == cause) return std::string(cause);
   }
   std::string name(common::StatusCodeName(status.code()));
-  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return name;
 }
 
@@ -142,8 +143,8 @@ std::unique_ptr<common::LocalHistogram> WorkerMetrics::NewInterTokenHistogram() 
                                                   metric::kInterTokenLatency);
 }
 
-void WorkerMetrics::Refresh(const runtime::EngineLoad& load, const kv_transfer::TransferStats* stats,
-                            std::string_view transport) {
+void WorkerMetrics::Refresh(const runtime::EngineLoad& load,
+                            const kv_transfer::TransferStats* stats, std::string_view transport) {
   absl::MutexLock lock(&mutex_);
   Set(metric::kNumRequestsRunning, load.running_sequences);
   Set(metric::kNumRequestsWaiting, load.waiting_sequences);

@@ -108,7 +108,8 @@ TEST_F(CudaMemoryTest, ScatteredPiecesAreOneMessage) {
     ASSERT_TRUE(CopyAndWait(*device_, Direction::kToDevice, together, expected.data(),
                             expected.size()).ok());
     ASSERT_TRUE(Wait(*device_->StartScatter(Direction::kOnDevice, parts, together)).ok());
-    EXPECT_EQ(*Wait(*device_->StartChecksum(parts, nullptr)), Crc32c(expected.data(), expected.size()));
+    EXPECT_EQ(*Wait(*device_->StartChecksum(parts, nullptr)),
+              Crc32c(expected.data(), expected.size()));
     ASSERT_TRUE(
         CopyAndWait(*device_, Direction::kToDevice, memory_, bytes_.data(), kBytes).ok());
     device_->Free(Space::kDevice, together);

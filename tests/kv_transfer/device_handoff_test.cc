@@ -4,20 +4,18 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <numeric>
 #include <sstream>
 #include <string>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kv_transfer/importer.h"
 #include "kv_transfer/link_probe.h"
 #include "kv_transfer/ucx/ucx_transport.h"
 #include "tests/kv_transfer/handoff_pool.h"
+#include "tests/kv_transfer/handoff_process.h"
 #include "tests/kv_transfer/path_policy.h"
-#include "tests/kv_transfer/peer_process.h"
 #include "tests/kv_transfer/test_device.h"
 
 namespace hyserve::kv_transfer {
@@ -34,12 +32,6 @@ const bool kIsFake = kDevice == "fake";
 // What kAuto finds: two processes on one GPU reach each other's memory.
 const DataPath kBest = kIsFake ? DataPath::kStaged : DataPath::kDirect;
 
-std::vector<int32_t> Blocks(int64_t tokens, int32_t first, int32_t step = 1) {
-  std::vector<int32_t> blocks(static_cast<size_t>(kv_cache::KvLayout::NumBlocks(tokens)));
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = first + step * static_cast<int32_t>(i);
-  return blocks;
-}
-
 struct Peers {
   std::string exporter_device = kDevice;
   std::string importer_device = kDevice;
@@ -49,29 +41,14 @@ struct Peers {
   size_t slab_bytes = kSlabBytes;  // there is one slab: none for transfers at the same time
 };
 
-struct Waiting {
-  absl::Notification done;
-  PullResult result;
-  PullCallback Callback() {
-    return [this](const TransferId&, PullResult r) {
-      result = std::move(r);
-      done.Notify();
-    };
-  }
-};
-
 class DeviceHandoffTest : public testing::Test {
  protected:
   void Start(const Peers& peers, const ImporterOptions& importer_options = {}) {
-    peer_ = std::make_unique<PeerProcess>(std::vector<std::string>{
-        HYSERVE_BINARY_DIR "/bin/handoff_peer", "exporter", std::to_string(kLayers),
-        std::to_string(kHeadDim), std::to_string(peers.slab_bytes), std::to_string(kNumBlocks),
+    peer_ = std::make_unique<HandoffPeer>(std::vector<std::string>{
+        "exporter", std::to_string(kLayers), std::to_string(kHeadDim),
+        std::to_string(peers.slab_bytes), std::to_string(kNumBlocks),
         std::to_string(peers.message_bytes), peers.exporter_device, peers.policy,
         std::to_string(peers.staging_bytes)});
-    std::istringstream in(peer_->Line());
-    std::string ready;
-    in >> ready >> address_.transport_address >> address_.incarnation;
-    ASSERT_EQ(ready, "READY");
     UcxOptions options;
     options.net_devices = "lo";
     options.device = OpenTestDevice(peers.importer_device);
@@ -88,8 +65,8 @@ class DeviceHandoffTest : public testing::Test {
     importer_ = *std::move(importer);
   }
   absl::Status Pull(uint64_t seed, int64_t tokens, const std::vector<int32_t>& blocks,
-                    Waiting& pull) {
-    return importer_->Pull({.id = TestId(seed), .epoch = 1, .source = address_,
+                    WaitingPull& pull) {
+    return importer_->Pull({.id = TestId(seed), .epoch = 1, .source = peer_->address,
                             .num_tokens = tokens, .blocks = blocks,
                             .slab = pool_->layout().slab_bytes > 0 ? 0 : -1},
                            pull.Callback());
@@ -101,9 +78,9 @@ class DeviceHandoffTest : public testing::Test {
   }
   // One transfer, checked byte for byte.
   void Transfer(uint64_t seed, int32_t step = 1) {
-    const std::vector<int32_t> blocks = Blocks(kTokens, 7, step);
+    const std::vector<int32_t> blocks = BlockRun(kTokens, 7, step);
     pool_->Poison(blocks, 0);
-    Waiting pull;
+    WaitingPull pull;
     ASSERT_TRUE(Pull(seed, kTokens, blocks, pull).ok());
     Offer(seed, kTokens, static_cast<int32_t>(3 * seed));
     pull.done.WaitForNotification();
@@ -125,8 +102,7 @@ class DeviceHandoffTest : public testing::Test {
     while (importer_->stats().block_bytes.value() < bytes) std::this_thread::yield();
   }
 
-  std::unique_ptr<PeerProcess> peer_;
-  PeerAddress address_;
+  std::unique_ptr<HandoffPeer> peer_;
   std::unique_ptr<HandoffPool> pool_;
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Importer> importer_;
@@ -148,12 +124,12 @@ TEST_F(DeviceHandoffTest, EveryByteArrivesStaged) {
 TEST_F(DeviceHandoffTest, ScatteredBlocksTravelInLargeMessages) {
   for (const std::string policy : {"auto", "staged"}) {
     Start({.policy = policy});
-    std::vector<int32_t> blocks = Blocks(kTokens, 0, 2);
+    std::vector<int32_t> blocks = BlockRun(kTokens, 0, 2);
     std::reverse(blocks.begin(), blocks.end());
     pool_->Poison(blocks, 0);
-    const std::vector<int32_t> between = Blocks(kTokens - 64, 1, 2);
+    const std::vector<int32_t> between = BlockRun(kTokens - 64, 1, 2);
     pool_->Poison(between, -1);
-    Waiting pull;
+    WaitingPull pull;
     ASSERT_TRUE(Pull(1, kTokens, blocks, pull).ok());
     Offer(1, kTokens, 5);
     pull.done.WaitForNotification();
@@ -189,25 +165,25 @@ TEST_F(DeviceHandoffTest, LittleStagingMemoryIsWaitedFor) {
          .slab_bytes = 0});
   constexpr int kTransfers = 4;
   constexpr int64_t kShort = 200 * 64;
-  std::vector<Waiting> pulls(kTransfers);
+  std::vector<WaitingPull> pulls(kTransfers);
   for (int i = 0; i < kTransfers; ++i) {
     const auto seed = static_cast<uint64_t>(i) + 1;
-    ASSERT_TRUE(Pull(seed, kShort, Blocks(kShort, 200 * i), pulls[static_cast<size_t>(i)]).ok());
+    ASSERT_TRUE(Pull(seed, kShort, BlockRun(kShort, 200 * i), pulls[static_cast<size_t>(i)]).ok());
     Offer(seed, kShort, 200 * i);
   }
   for (int i = 0; i < kTransfers; ++i) {
-    Waiting& pull = pulls[static_cast<size_t>(i)];
+    WaitingPull& pull = pulls[static_cast<size_t>(i)];
     pull.done.WaitForNotification();
     ASSERT_TRUE(pull.result.status.ok()) << pull.result.status;
-    EXPECT_TRUE(pool_->Holds(static_cast<uint64_t>(i) + 1, Blocks(kShort, 200 * i), -1));
+    EXPECT_TRUE(pool_->Holds(static_cast<uint64_t>(i) + 1, BlockRun(kShort, 200 * i), -1));
   }
   ExpectAllBy(DataPath::kStaged);
 }
 
 TEST_F(DeviceHandoffTest, AMessageLargerThanTheStagingMemoryEndsTheOffer) {
   Start({.policy = "staged", .message_bytes = 65536, .staging_bytes = 32768});
-  Waiting pull;
-  ASSERT_TRUE(Pull(1, kTokens, Blocks(kTokens, 0), pull).ok());
+  WaitingPull pull;
+  ASSERT_TRUE(Pull(1, kTokens, BlockRun(kTokens, 0), pull).ok());
   Offer(1, kTokens, 0);
   pull.done.WaitForNotification();
   EXPECT_FALSE(pull.result.status.ok());
@@ -222,8 +198,8 @@ TEST_F(DeviceHandoffTest, WithoutADirectPathThePolicyDirectRefuses) {
     return;
   }
   Start({.policy = "direct"});
-  Waiting pull;
-  ASSERT_TRUE(Pull(1, kTokens, Blocks(kTokens, 0), pull).ok());
+  WaitingPull pull;
+  ASSERT_TRUE(Pull(1, kTokens, BlockRun(kTokens, 0), pull).ok());
   Offer(1, kTokens, 0);
   pull.done.WaitForNotification();
   EXPECT_EQ(pull.result.status.code(), absl::StatusCode::kAborted) << pull.result.status;
@@ -232,9 +208,9 @@ TEST_F(DeviceHandoffTest, WithoutADirectPathThePolicyDirectRefuses) {
 
 TEST_F(DeviceHandoffTest, AbortInTheMiddleAndReuse) {
   Start({});
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    Waiting pull;
+    WaitingPull pull;
     const int64_t before = importer_->stats().block_bytes.value();
     ASSERT_TRUE(Pull(seed, kManyTokens, blocks, pull).ok());
     Offer(seed, kManyTokens, 0, false);
@@ -250,8 +226,8 @@ TEST_F(DeviceHandoffTest, AbortInTheMiddleAndReuse) {
 
 TEST_F(DeviceHandoffTest, KilledExporterEndsThePullAndNothingLandsLater) {
   Start({});
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
-  Waiting pull;
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
+  WaitingPull pull;
   ASSERT_TRUE(Pull(1, kManyTokens, blocks, pull).ok());
   Offer(1, kManyTokens, 0, false);
   WaitForBytes(1 << 20);
@@ -271,8 +247,8 @@ TEST_F(DeviceHandoffTest, FrozenExporterIsClosedByForceAndNothingLandsAfterItWak
   options.silence_timeout = absl::Seconds(5);  // the one that wakes may take a while to answer
   options.renew_interval = absl::Milliseconds(50);
   Start({}, options);
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
-  Waiting pull;
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
+  WaitingPull pull;
   ASSERT_TRUE(Pull(1, kManyTokens, blocks, pull).ok());
   Offer(1, kManyTokens, 0, false);
   WaitForBytes(1 << 20);
@@ -282,28 +258,28 @@ TEST_F(DeviceHandoffTest, FrozenExporterIsClosedByForceAndNothingLandsAfterItWak
   pool_->Poison(blocks, 0);
   peer_->Signal(SIGCONT);
   // The same process serves another transfer in fresh blocks' place.
-  Waiting again;
-  ASSERT_TRUE(Pull(2, kTokens, Blocks(kTokens, 0), again).ok());
+  WaitingPull again;
+  ASSERT_TRUE(Pull(2, kTokens, BlockRun(kTokens, 0), again).ok());
   Offer(2, kTokens, 500);
   again.done.WaitForNotification();
   ASSERT_TRUE(again.result.status.ok()) << again.result.status;
-  EXPECT_TRUE(pool_->Holds(2, Blocks(kTokens, 0), 0));
-  EXPECT_TRUE(pool_->IsPoisoned(Blocks(kManyTokens - 400 * 64, 400), -1));
+  EXPECT_TRUE(pool_->Holds(2, BlockRun(kTokens, 0), 0));
+  EXPECT_TRUE(pool_->IsPoisoned(BlockRun(kManyTokens - 400 * 64, 400), -1));
 }
 
 TEST_F(DeviceHandoffTest, ProbeSaysWhichWay) {
   Start({});
   const std::unique_ptr<LinkProbe> probe = LinkProbe::Create(transport_.get());
   const auto report = probe->MeasureAndWait(
-      address_, {.message_bytes = 1 << 20, .messages = 16, .round_trips = 8});
+      peer_->address, {.message_bytes = 1 << 20, .messages = 16, .round_trips = 8});
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_GT(report->bytes_per_second, 0);
   EXPECT_EQ(report->path, kBest);
   EXPECT_THAT(report->connection, testing::HasSubstr(std::string(Name(kBest))));
 }
 
-// As in a worker: the engine's thread allocated the memory, and the one that starts the transport has
-// never used the device.
+// As in a worker: the engine's thread allocated the memory, and the one that starts the transport
+// has never used the device.
 TEST(DeviceTransportTest, AThreadThatNeverUsedTheDeviceCanRegisterItsMemory) {
   UcxOptions options;
   options.net_devices = "lo";

@@ -26,10 +26,8 @@ class DeviceLoopbackTest : public testing::Test {
                                   });
     importer_ = *Importer::Create(decode_.get(), target_.regions(), {});
   }
-  std::vector<int32_t> Blocks(int transfer) {
-    std::vector<int32_t> blocks;
-    for (int i = 0; i < kBlocks; ++i) blocks.push_back(transfer * kBlocks + i);
-    return blocks;
+  static std::vector<int32_t> Blocks(int transfer) {
+    return BlockRun(kTokens, transfer * kBlocks);
   }
   void OfferAndPull(int transfer, PullCallback callback) {
     const uint64_t seed = static_cast<uint64_t>(transfer) + 1;

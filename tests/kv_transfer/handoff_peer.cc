@@ -1,7 +1,7 @@
-// The other process of the UCX tests and of the bandwidth benchmark. Speaks lines on stdin and
-// stdout:
+// The other process of the UCX tests. Speaks lines on stdin and stdout:
 //
-//   exporter LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS [MESSAGE_BYTES [DEVICE [POLICY [STAGING_BYTES]]]]
+//   exporter LAYERS HEAD_DIM SLAB_BYTES NUM_BLOCKS
+//            [MESSAGE_BYTES [DEVICE [POLICY [STAGING_BYTES]]]]
 //     -> READY <address> <incarnation>
 //     <- OFFER <seed> <epoch> <tokens> <first block> <1: all of it, 0: layer 0 only>
 //     -> RELEASED <seed> <reason>
@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <iostream>
 #include <memory>
-#include <numeric>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -43,12 +42,6 @@ uint64_t SeedOf(const TransferId& id) {
   return seed;
 }
 
-std::vector<int32_t> Run(int64_t tokens, int32_t first) {
-  std::vector<int32_t> blocks(static_cast<size_t>(kv_cache::KvLayout::NumBlocks(tokens)));
-  std::iota(blocks.begin(), blocks.end(), first);
-  return blocks;
-}
-
 int ServeExporter(Transport& transport, HandoffPool& pool) {
   auto exporter = Exporter::Create(&transport, pool.regions(), {},
                                    [](const TransferId& id, ReleaseReason reason) {
@@ -68,7 +61,8 @@ int ServeExporter(Transport& transport, HandoffPool& pool) {
     int all = 1;
     in >> verb >> seed >> epoch >> tokens >> first >> all;
     OfferSpec spec{.id = TestId(seed), .epoch = epoch, .num_tokens = tokens,
-                   .blocks = Run(tokens, first), .slab = pool.layout().slab_bytes > 0 ? 0 : -1};
+                   .blocks = BlockRun(tokens, first),
+                   .slab = pool.layout().slab_bytes > 0 ? 0 : -1};
     const auto num_blocks = static_cast<int64_t>(spec.blocks.size());
     pool.Fill(seed, spec.blocks, spec.slab);
     if (!(*exporter)->Offer(spec).ok()) return 1;
@@ -94,7 +88,7 @@ int ServeImporter(Transport& transport, HandoffPool& pool) {
     in >> verb >> seed >> spec.epoch >> spec.num_tokens >> first >>
         spec.source.transport_address >> spec.source.incarnation;
     spec.id = TestId(seed);
-    spec.blocks = Run(spec.num_tokens, first);
+    spec.blocks = BlockRun(spec.num_tokens, first);
     spec.slab = pool.layout().slab_bytes > 0 ? 0 : -1;
     const absl::Status status = (*importer)->Pull(
         spec, [&pool, seed, blocks = spec.blocks, slab = spec.slab](const TransferId&,

@@ -3,6 +3,7 @@
 #ifndef HYSERVE_TESTS_KV_TRANSFER_HANDOFF_POOL_H_
 #define HYSERVE_TESTS_KV_TRANSFER_HANDOFF_POOL_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -37,6 +38,13 @@ inline TransferId TestId(uint64_t n) {
   for (int i = 0; i < 8; ++i) id.bytes[static_cast<size_t>(i)] = static_cast<uint8_t>(n >> (8 * i));
   id.bytes[15] = 1;
   return id;
+}
+
+// The blocks of `tokens` tokens: first, first + step, ...
+inline std::vector<int32_t> BlockRun(int64_t tokens, int32_t first, int32_t step = 1) {
+  std::vector<int32_t> blocks(static_cast<size_t>(kv_cache::KvLayout::NumBlocks(tokens)));
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = first + step * static_cast<int32_t>(i);
+  return blocks;
 }
 
 class HandoffPool {

@@ -28,10 +28,8 @@ class HandoffThreadsTest : public testing::Test {
                                   });
     importer_ = *Importer::Create(decode_.get(), target_.regions(), {});
   }
-  std::vector<int32_t> Blocks(int transfer) {
-    std::vector<int32_t> blocks;
-    for (int i = 0; i < kBlocks; ++i) blocks.push_back(transfer * kBlocks + i);
-    return blocks;
+  static std::vector<int32_t> Blocks(int transfer) {
+    return BlockRun(kTokens, transfer * kBlocks);
   }
   absl::Status Offer(int transfer) {
     return exporter_->Offer({.id = Id(transfer), .epoch = 1, .num_tokens = kTokens,

@@ -1,11 +1,9 @@
 // Hand-offs between two real processes over UCX on 127.0.0.1: correct bytes and counts, and what
 // happens when the other process is killed or frozen in the middle.
-#include <numeric>
 #include <sstream>
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kv_transfer/exporter.h"
@@ -13,7 +11,7 @@
 #include "kv_transfer/link_probe.h"
 #include "kv_transfer/ucx/ucx_transport.h"
 #include "tests/kv_transfer/handoff_pool.h"
-#include "tests/kv_transfer/peer_process.h"
+#include "tests/kv_transfer/handoff_process.h"
 
 namespace hyserve::kv_transfer {
 namespace {
@@ -25,12 +23,6 @@ constexpr int64_t kNumBlocks = 2048;  // 96 MiB
 constexpr int64_t kTokens = 20'000;   // 313 blocks, the last one partly filled
 constexpr int64_t kManyTokens = kNumBlocks * 64;
 
-std::vector<int32_t> Blocks(int64_t tokens, int32_t first, int32_t step = 1) {
-  std::vector<int32_t> blocks(static_cast<size_t>(kv_cache::KvLayout::NumBlocks(tokens)));
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = first + step * static_cast<int32_t>(i);
-  return blocks;
-}
-
 std::unique_ptr<Transport> NewTransport() {
   UcxOptions options;
   options.net_devices = "lo";
@@ -39,31 +31,12 @@ std::unique_ptr<Transport> NewTransport() {
   return *std::move(transport);
 }
 
-// handoff_peer in the same role for all tests.
-class Peer : public PeerProcess {
+// With the same memory in all tests.
+class Peer : public HandoffPeer {
  public:
   explicit Peer(const std::string& role)
-      : PeerProcess({HYSERVE_BINARY_DIR "/bin/handoff_peer", role, std::to_string(kLayers),
-                     std::to_string(kHeadDim), std::to_string(kSlabBytes),
-                     std::to_string(kNumBlocks)}) {
-    std::istringstream in(Line());
-    std::string ready;
-    in >> ready >> address.transport_address >> address.incarnation;
-    EXPECT_EQ(ready, "READY");
-  }
-  PeerAddress address;
-};
-
-// A pull whose result a test waits for.
-struct Waiting {
-  absl::Notification done;
-  PullResult result;
-  PullCallback Callback() {
-    return [this](const TransferId&, PullResult r) {
-      result = std::move(r);
-      done.Notify();
-    };
-  }
+      : HandoffPeer({role, std::to_string(kLayers), std::to_string(kHeadDim),
+                     std::to_string(kSlabBytes), std::to_string(kNumBlocks)}) {}
 };
 
 class UcxImporterTest : public testing::Test {
@@ -91,9 +64,9 @@ class UcxImporterTest : public testing::Test {
 TEST_F(UcxImporterTest, EveryByteArrivesAndIsCounted) {
   Start({});
   for (uint64_t seed = 1; seed <= 4; ++seed) {
-    const std::vector<int32_t> blocks = Blocks(kTokens, 7, seed % 2 == 0 ? 2 : 1);
+    const std::vector<int32_t> blocks = BlockRun(kTokens, 7, seed % 2 == 0 ? 2 : 1);
     pool_.Poison(blocks, 0);
-    Waiting pull;
+    WaitingPull pull;
     ASSERT_TRUE(importer_->Pull(Spec(seed, kTokens, blocks), pull.Callback()).ok());
     std::ostringstream offer;
     offer << "OFFER " << seed << " 1 " << kTokens << " " << 3 * seed << " 1";
@@ -114,8 +87,8 @@ TEST_F(UcxImporterTest, EveryByteArrivesAndIsCounted) {
 
 TEST_F(UcxImporterTest, KilledExporterEndsThePullAndNothingLandsLater) {
   Start({});
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
-  Waiting pull;
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
+  WaitingPull pull;
   ASSERT_TRUE(importer_->Pull(Spec(1, kManyTokens, blocks), pull.Callback()).ok());
   peer_.Say("OFFER 1 1 " + std::to_string(kManyTokens) + " 0 0");
   WaitForBytes(1 << 20);
@@ -135,8 +108,8 @@ TEST_F(UcxImporterTest, FrozenExporterIsClosedByForceAndNothingLandsAfterItWakes
   options.silence_timeout = absl::Milliseconds(300);
   options.renew_interval = absl::Milliseconds(50);
   Start(options);
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
-  Waiting pull;
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
+  WaitingPull pull;
   ASSERT_TRUE(importer_->Pull(Spec(1, kManyTokens, blocks), pull.Callback()).ok());
   peer_.Say("OFFER 1 1 " + std::to_string(kManyTokens) + " 0 0");
   WaitForBytes(1 << 20);
@@ -153,19 +126,19 @@ TEST_F(UcxImporterTest, FrozenExporterIsClosedByForceAndNothingLandsAfterItWakes
   EXPECT_TRUE(pool_.IsPoisoned(blocks, 0));
 
   // The pair works again over a new connection, with the same importer.
-  Waiting again;
-  ASSERT_TRUE(importer_->Pull(Spec(2, kTokens, Blocks(kTokens, 0)), again.Callback()).ok());
+  WaitingPull again;
+  ASSERT_TRUE(importer_->Pull(Spec(2, kTokens, BlockRun(kTokens, 0)), again.Callback()).ok());
   peer_.Say("OFFER 2 1 " + std::to_string(kTokens) + " 0 1");
   again.done.WaitForNotification();
   EXPECT_TRUE(again.result.status.ok()) << again.result.status;
-  EXPECT_TRUE(pool_.Holds(2, Blocks(kTokens, 0), 0));
+  EXPECT_TRUE(pool_.Holds(2, BlockRun(kTokens, 0), 0));
 }
 
 TEST_F(UcxImporterTest, AbortInTheMiddleIsQuietBeforeItsCallback) {
   Start({});
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    Waiting pull;
+    WaitingPull pull;
     const int64_t before = importer_->stats().block_bytes.value();
     ASSERT_TRUE(importer_->Pull(Spec(seed, kManyTokens, blocks), pull.Callback()).ok());
     peer_.Say("OFFER " + std::to_string(seed) + " 1 " + std::to_string(kManyTokens) + " 0 0");
@@ -184,8 +157,8 @@ TEST_F(UcxImporterTest, UnreachablePeerFailsThePull) {
   Start({});
   peer_.Signal(SIGKILL);
   peer_.Wait();
-  Waiting pull;
-  ASSERT_TRUE(importer_->Pull(Spec(1, kTokens, Blocks(kTokens, 0)), pull.Callback()).ok());
+  WaitingPull pull;
+  ASSERT_TRUE(importer_->Pull(Spec(1, kTokens, BlockRun(kTokens, 0)), pull.Callback()).ok());
   pull.done.WaitForNotification();
   EXPECT_EQ(pull.result.status.code(), absl::StatusCode::kUnavailable) << pull.result.status;
 }
@@ -217,7 +190,7 @@ TEST(UcxExporterTest, KilledImporterReleasesTheSource) {
                                      released.push_back(reason);
                                    });
   ASSERT_TRUE(exporter.ok()) << exporter.status();
-  const std::vector<int32_t> blocks = Blocks(kManyTokens, 0);
+  const std::vector<int32_t> blocks = BlockRun(kManyTokens, 0);
   pool.Fill(1, blocks, 0);
   ASSERT_TRUE((*exporter)
                   ->Offer({.id = TestId(1), .epoch = 1, .num_tokens = kManyTokens, .blocks = blocks,

@@ -26,7 +26,8 @@ ALLOWED = {
     "kv_transfer/loopback": ["kv_transfer", "engine/kv_cache/kv_layout.h"],
     "kv_transfer/cuda": ["kv_transfer"],
     "kv_transfer/ucx": ["kv_transfer", "engine/kv_cache/kv_layout.h"],
-    "services/common": ["hyserve", "google", "engine/kv_cache/kv_layout.h", "engine/tensor/tensor.h"],
+    "services/common": ["hyserve", "google", "engine/kv_cache/kv_layout.h",
+                        "engine/tensor/tensor.h"],
     "services/router": ["services/common", "hyserve", "google", "engine/tokenizer",
                         "engine/sampling/sampling_params.h", "engine/kv_cache/kv_layout.h"],
     "services/prefill_worker": ["services/common", "services/worker", "hyserve", "engine",
@@ -77,7 +78,7 @@ def check_includes(root, path, problems):
             if re.match(pattern, target) and not any(is_under(name, f) for f in folders):
                 problems.append(f"{name}:{number}: only {', '.join(folders)} may include {target}")
         if quote == '"' and target.startswith(ROOTS + ("hyserve/", "google/")):
-            if not is_under(target, rule) and not any(is_under(target, a) for a in ALLOWED[rule] + COMMON):
+            if not any(is_under(target, a) for a in [rule, *ALLOWED[rule], *COMMON]):
                 problems.append(f"{name}:{number}: {rule} may not include {target}")
         elif quote == '"' and not (root / target).exists() and "/" not in target:
             problems.append(f"{name}:{number}: include from the repository root: {target}")

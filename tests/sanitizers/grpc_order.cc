@@ -1,6 +1,6 @@
-// Tells the thread sanitizer what gRPC, which is not compiled for it, orders: what happened before an
-// operation was started happens before its end is reported. A library to be preloaded; its functions
-// stand before gRPC's own and call them.
+// Tells the thread sanitizer what gRPC, which is not compiled for it, orders: what happened before
+// an operation was started happens before its end is reported. A library to be preloaded; its
+// functions stand before gRPC's own and call them.
 #include <dlfcn.h>
 #include <grpc/grpc.h>
 #include <sanitizer/tsan_interface.h>

@@ -1,5 +1,5 @@
-// A device in host memory that fails when told to. Models that compute need a real one; the fake model
-// does not.
+// A device in host memory that fails when told to. Models that compute need a real one; the fake
+// model does not.
 #ifndef HYSERVE_TESTS_SUPPORT_FAKE_DEVICE_H_
 #define HYSERVE_TESTS_SUPPORT_FAKE_DEVICE_H_
 

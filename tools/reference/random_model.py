@@ -65,7 +65,7 @@ def _mlp_shapes(cfg, layer) -> dict:
 
 
 def random_weights(cfg: config_lib.HysparseConfig, seed: int, gain: float = 1.6) -> dict:
-  """Seeded float32 weights: matrices N(0, gain^2/fan_in), norms near 1, sinks and biases N(0, 1)."""
+  """Seeded float32 weights: matrices N(0, gain^2/fan_in), norms near 1, sinks, biases N(0, 1)."""
   generator = torch.Generator().manual_seed(seed)
   weights = {}
   for name, shape in tensor_shapes(cfg).items():

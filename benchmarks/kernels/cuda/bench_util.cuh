@@ -1,6 +1,6 @@
-// What the GPU benchmarks share: random operands, a plain reference product, timing by graph replay
-// and rows of results. A benchmark is one program: it checks first, then times, prints a line per
-// case with the fraction of the limit and appends JSON rows to the file named by --json.
+// What the GPU benchmarks share: random operands, timing, a device copy to compare with, and rows
+// of results. A benchmark is one program: it checks, then times, prints a line per case and appends
+// JSON rows to the file named by --json.
 #ifndef HYSERVE_BENCHMARKS_KERNELS_CUDA_BENCH_UTIL_CUH_
 #define HYSERVE_BENCHMARKS_KERNELS_CUDA_BENCH_UTIL_CUH_
 
@@ -32,7 +32,7 @@ namespace hyserve::bench {
 template <typename T>
 T* DeviceArray(size_t count) {
   void* data = nullptr;
-  BENCH_CHECK(cudaMalloc(&data, count * sizeof(T)));
+  BENCH_CHECK(cudaMalloc(&data, std::max<size_t>(count, 1) * sizeof(T)));
   return static_cast<T*>(data);
 }
 
@@ -66,8 +66,30 @@ void FillRandom(T* data, size_t count, uint32_t seed, float scale) {
   BENCH_CHECK(cudaGetLastError());
 }
 
-// Time of one of `launches` calls of `launch(i)`, in us: the median of `repeats` replays of a graph
-// of all of them, after two for warming up.
+// Time of `body`, which enqueues on `stream`, in us: the median of `repeats` runs after two for
+// warming up.
+inline double MedianMicroseconds(cudaStream_t stream, int repeats,
+                                 const std::function<void()>& body) {
+  cudaEvent_t begin, end;
+  BENCH_CHECK(cudaEventCreate(&begin));
+  BENCH_CHECK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < repeats + 2; ++i) {
+    BENCH_CHECK(cudaEventRecord(begin, stream));
+    body();
+    BENCH_CHECK(cudaEventRecord(end, stream));
+    BENCH_CHECK(cudaEventSynchronize(end));
+    float ms = 0;
+    BENCH_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 2) times.push_back(ms);
+  }
+  BENCH_CHECK(cudaEventDestroy(begin));
+  BENCH_CHECK(cudaEventDestroy(end));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2] * 1e3;
+}
+
+// Time of one of `launches` calls of `launch(i)`, in us, as replays of a graph of all of them.
 inline double MicrosecondsEach(cudaStream_t stream, int launches,
                                const std::function<void(int)>& launch, int repeats = 11) {
   cudaGraph_t graph;
@@ -76,25 +98,11 @@ inline double MicrosecondsEach(cudaStream_t stream, int launches,
   for (int i = 0; i < launches; ++i) launch(i);
   BENCH_CHECK(cudaStreamEndCapture(stream, &graph));
   BENCH_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-  cudaEvent_t begin, end;
-  BENCH_CHECK(cudaEventCreate(&begin));
-  BENCH_CHECK(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = 0; i < repeats + 2; ++i) {
-    BENCH_CHECK(cudaEventRecord(begin, stream));
-    BENCH_CHECK(cudaGraphLaunch(replay, stream));
-    BENCH_CHECK(cudaEventRecord(end, stream));
-    BENCH_CHECK(cudaEventSynchronize(end));
-    float ms = 0;
-    BENCH_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(ms);
-  }
+  const double us = MedianMicroseconds(
+      stream, repeats, [&] { BENCH_CHECK(cudaGraphLaunch(replay, stream)); });
   BENCH_CHECK(cudaGraphExecDestroy(replay));
   BENCH_CHECK(cudaGraphDestroy(graph));
-  BENCH_CHECK(cudaEventDestroy(begin));
-  BENCH_CHECK(cudaEventDestroy(end));
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1e3 / launches;
+  return us / launches;
 }
 
 // Bytes read and written per second by a device-to-device copy of 2 GiB.
@@ -103,21 +111,10 @@ inline double CopyBytesPerSecond(cudaStream_t stream) {
   char* from = DeviceArray<char>(kBytes);
   char* to = DeviceArray<char>(kBytes);
   FillRandom(reinterpret_cast<float*>(from), kBytes / 4, 1, 1.0f);
-  cudaEvent_t begin, end;
-  BENCH_CHECK(cudaEventCreate(&begin));
-  BENCH_CHECK(cudaEventCreate(&end));
-  std::vector<float> times;  // copies outside a graph: inside one the slower copy engines do them
-  for (int i = 0; i < 9; ++i) {
-    BENCH_CHECK(cudaEventRecord(begin, stream));
+  // Outside a graph: inside one the slower copy engines do it.
+  const double us = MedianMicroseconds(stream, 7, [&] {
     BENCH_CHECK(cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, stream));
-    BENCH_CHECK(cudaEventRecord(end, stream));
-    BENCH_CHECK(cudaEventSynchronize(end));
-    float ms = 0;
-    BENCH_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  const double us = times[times.size() / 2] * 1e3;
+  });
   BENCH_CHECK(cudaFree(from));
   BENCH_CHECK(cudaFree(to));
   return 2.0 * kBytes / us * 1e6;
@@ -144,9 +141,13 @@ inline double RelativeError(const std::vector<float>& a, const std::vector<float
 class JsonRows {
  public:
   JsonRows(int argc, char** argv) {
-    for (int i = 1; i + 1 < argc; ++i) {
-      if (std::string(argv[i]) == "--json") file_ = std::fopen(argv[i + 1], "a");
-      if (std::string(argv[i]) == "--commit") commit_ = argv[i + 1];
+    command_ = argv[0];
+    command_.erase(0, command_.rfind('/') + 1);
+    for (int i = 1; i < argc; ++i) {
+      const std::string word = argv[i];
+      command_.append(" ").append(word);
+      if (i + 1 < argc && word == "--json") Open(argv[i + 1]);
+      if (i + 1 < argc && word == "--commit") commit_ = argv[i + 1];
     }
     cudaDeviceProp properties;
     BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -161,14 +162,24 @@ class JsonRows {
   void Add(const std::string& op, const std::string& fields) {
     if (file_ == nullptr) return;
     std::fprintf(file_,
-                 "{\"op\": \"%s\", %s, \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"}\n",
-                 op.c_str(), fields.c_str(), gpu_.c_str(), driver_, commit_.c_str());
+                 "{\"op\": \"%s\", %s, \"machine\": \"%s\", \"cuda_driver\": %d, "
+                 "\"commit\": \"%s\", \"command\": \"%s\"}\n",
+                 op.c_str(), fields.c_str(), gpu_.c_str(), driver_, commit_.c_str(),
+                 command_.c_str());
   }
 
  private:
+  void Open(const char* path) {
+    file_ = std::fopen(path, "a");
+    if (file_ != nullptr) return;
+    std::perror(path);
+    std::exit(1);
+  }
+
   std::FILE* file_ = nullptr;
   std::string gpu_;
-  std::string commit_;
+  std::string commit_ = "unknown";
+  std::string command_;
   int driver_ = 0;
 };
 

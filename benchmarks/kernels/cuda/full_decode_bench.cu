@@ -1,15 +1,18 @@
 // Full attention of decode steps: parity with a plain reference, then bandwidth.
-//   full_decode_bench check [large]  every kernel on ragged batches; exit status 1 on a difference
-//   full_decode_bench time           microseconds per step and GB/s of K and V read
-// The last column of `time` is what torch's attention is to be compared with (full_decode_peer.py).
+//   cuda_full_decode_bench check [large]  every kernel on ragged batches; exit status 1 on a
+//                                         difference
+//   cuda_full_decode_bench tiny           the same, small: for compute-sanitizer
+//   cuda_full_decode_bench time [--json FILE --commit ID]
+// `time` prints microseconds per step, without and with the selection, and GB/s of K and V read;
+// its peer is torch's attention (full_decode_peer.py).
 #include <functional>
-#include <set>
 
 #include "benchmarks/kernels/cuda/full_decode_case.cuh"
-#include "engine/kernels/cuda/full_attention_decode_launch.cuh"
 
 namespace hyserve::kernels::cuda::bench {
 namespace {
+
+using hyserve::bench::JsonRows;
 
 int g_failures = 0;
 int g_num_sms = 132;
@@ -27,13 +30,11 @@ cudaError_t Generic(const SplitAttentionArgs& args) {
 class Workspace {
  public:
   Workspace(const SplitSize& size, const Shape& shape, int sequences, int rows)
-      : Workspace(size, shape.v_dim, shape.kv_heads, sequences, rows) {}
-  Workspace(const SplitSize& size, int v_dim, int kv_heads, int sequences, int rows)
       : maxima_(size.block_maxima + 4),
-        partial_(size.partial_rows * v_dim + 4),
+        partial_(size.partial_rows * shape.v_dim + 4),
         state_(size.partial_rows * 2 + 4),
         offsets_(sequences),
-        tickets_(int64_t{sequences} * rows * kv_heads) {
+        tickets_(int64_t{sequences} * rows * shape.kv_heads) {
     tickets_.Fill(0);
     maxima_.Fill(0xff);
     partial_.Fill(0xff);
@@ -53,11 +54,11 @@ class Workspace {
   }
 
  private:
-  DeviceArray<float> maxima_;
-  DeviceArray<float> partial_;
-  DeviceArray<float> state_;
-  DeviceArray<SplitOffsets> offsets_;
-  DeviceArray<int32_t> tickets_;
+  OwnedArray<float> maxima_;
+  OwnedArray<float> partial_;
+  OwnedArray<float> state_;
+  OwnedArray<SplitOffsets> offsets_;
+  OwnedArray<int32_t> tickets_;
 };
 
 // In windows of window_rows rows, as the engine does when the workspace is small.
@@ -71,9 +72,9 @@ void Run(const DecodeCase& test, const FirstKernel& first, int tile_rows, bool w
     const Workspace workspace(test.Size(args, tile_rows), test.shape(), test.NumSequences(),
                               args.window_rows);
     workspace.Bind(args);
-    HYSERVE_CHECK_CUDA(first(args));
-    HYSERVE_CHECK_CUDA(LaunchMergeSplits(args, nullptr));
-    HYSERVE_CHECK_CUDA(cudaDeviceSynchronize());
+    BENCH_CHECK(first(args));
+    BENCH_CHECK(LaunchMergeSplits(args, nullptr));
+    BENCH_CHECK(cudaDeviceSynchronize());
     if (!workspace.TicketsAreZero()) {
       std::printf("FAIL tickets are not zero\n");
       ++g_failures;
@@ -105,7 +106,7 @@ Difference Compare(const DecodeCase& test, int begin, int end) {
   const SplitAttentionArgs args = test.Args(0, false, false);
   const int64_t logit_stride = int64_t{test.max_pages()} * 64;
   const int64_t units = shape.heads;
-  DeviceArray<float> logits(units * logit_stride), out(units * shape.v_dim),
+  OwnedArray<float> logits(units * logit_stride), out(units * shape.v_dim),
       maxima(units * test.max_pages()), lse(units);
   const std::vector<__nv_bfloat16> got = test.Out();
   const std::vector<float> scores = test.Scores();
@@ -117,7 +118,7 @@ Difference Compare(const DecodeCase& test, int begin, int end) {
   for (int row = begin; row < end; ++row) {
     ReferenceKernel<<<static_cast<int>(units), 256>>>(args, row, logits.get(), logit_stride,
                                                       out.get(), maxima.get(), lse.get());
-    HYSERVE_CHECK_CUDA(cudaDeviceSynchronize());
+    BENCH_CHECK(cudaDeviceSynchronize());
     const std::vector<float> want = out.Download(), want_max = maxima.Download(),
                              want_lse = lse.Download();
     for (int64_t i = 0; i < units * shape.v_dim; ++i) {
@@ -228,9 +229,9 @@ void CheckInvariance(const Shape& shape, bool fast) {
     args.num_sequences = 1;
     const Workspace workspace(test.Size(test.Args(0, true, false), tile_rows), shape, 4, 2);
     workspace.Bind(args);
-    HYSERVE_CHECK_CUDA(first(args));
-    HYSERVE_CHECK_CUDA(LaunchMergeSplits(args, nullptr));
-    HYSERVE_CHECK_CUDA(cudaDeviceSynchronize());
+    BENCH_CHECK(first(args));
+    BENCH_CHECK(LaunchMergeSplits(args, nullptr));
+    BENCH_CHECK(cudaDeviceSynchronize());
   }
   for (int s = 0; s < 4; ++s) alone.push_back(OutBits(test, s));
   Verdict(shape.Name() + (fast ? " decode" : " generic"),
@@ -294,39 +295,7 @@ void CheckLarge() {
 
 // ---- Timing -------------------------------------------------------------------------------------
 
-double Microseconds(int steps, const std::function<void(int)>& body) {
-  constexpr int kRuns = 11;
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  for (int i = 0; i < 5; ++i) body(i);
-  std::vector<double> times;
-  for (int run = 0; run < kRuns; ++run) {
-    cudaEventRecord(begin);
-    for (int i = 0; i < steps; ++i) body(run * steps + i);
-    cudaEventRecord(end);
-    HYSERVE_CHECK_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    cudaEventElapsedTime(&ms, begin, end);
-    times.push_back(ms * 1000.0 / steps);
-  }
-  std::sort(times.begin(), times.end());
-  return times[kRuns / 2];
-}
-
-struct Variant {
-  std::string name;
-  FirstKernel first;
-};
-
-template <typename KernelShape>
-Variant MakeVariant(const std::string& name) {
-  return {name, [](const SplitAttentionArgs& args) {
-            return LaunchDecodeShape<KernelShape>(args, g_num_sms, nullptr);
-          }};
-}
-
-void Time(const Shape& shape, int batch, int context, const std::vector<Variant>& variants) {
+void Time(const Shape& shape, int batch, int context, double copy_rate, JsonRows& json) {
   std::vector<Sequence> sequences(batch, Sequence{context, 1});
   const int64_t bytes =
       int64_t{batch} * context * shape.kv_heads * (shape.dim + shape.v_dim) * 2;
@@ -334,31 +303,43 @@ void Time(const Shape& shape, int batch, int context, const std::vector<Variant>
   DecodeCase test(shape, sequences, 16, copies);
   const Workspace workspace(test.Size(test.Args(0, true, false), kDecodeTileRows), shape, batch,
                             1);
-  for (const Variant& variant : variants) {
-    double us[3];  // first kernel alone; both; both with selection
-    for (int mode = 0; mode < 3; ++mode) {
-      us[mode] = Microseconds(bytes > (int64_t{1} << 29) ? 4 : 20, [&](int i) {
-        SplitAttentionArgs args = test.Args(i, mode == 2, false);
+  const int steps = bytes > (int64_t{1} << 29) ? 4 : 20;
+  double us[3];  // first kernel alone; both; both with selection
+  for (int mode = 0; mode < 3; ++mode) {
+    int step = 0;
+    const auto run = [&] {
+      for (int i = 0; i < steps; ++i) {
+        SplitAttentionArgs args = test.Args(step++, mode == 2, false);
         workspace.Bind(args);
-        HYSERVE_CHECK_CUDA(variant.first(args));
-        if (mode > 0) HYSERVE_CHECK_CUDA(LaunchMergeSplits(args, nullptr));
-      });
-    }
-    std::printf("%-14s b%-3d %8d %-12s first %7.1f  all %7.1f  all+blocks %7.1f us  %6.0f GB/s\n",
-                shape.Name().c_str(), batch, context, variant.name.c_str(), us[0], us[1], us[2],
-                bytes / us[2] / 1000.0);
-    std::fflush(stdout);
+        BENCH_CHECK(Decode(args));
+        if (mode > 0) BENCH_CHECK(LaunchMergeSplits(args, nullptr));
+      }
+    };
+    us[mode] = hyserve::bench::MedianMicroseconds(nullptr, 11, run) / steps;
   }
+  const double rate = bytes / us[2] * 1e6;
+  std::printf("%-14s b%-3d %8d  first %7.1f  all %7.1f  all+blocks %7.1f us  %6.0f GB/s, %.0f%%\n",
+              shape.Name().c_str(), batch, context, us[0], us[1], us[2], rate / 1e9,
+              100 * rate / copy_rate);
+  std::fflush(stdout);
+  char fields[256];
+  std::snprintf(fields, sizeof(fields),
+                "\"shape\": \"%s\", \"batch\": %d, \"tokens\": %d, \"attention_us\": %.2f, "
+                "\"with_selection_us\": %.2f, \"kv_gigabytes_per_second\": %.0f, "
+                "\"of_copy\": %.4f",
+                shape.Name().c_str(), batch, context, us[1], us[2], rate / 1e9, rate / copy_rate);
+  json.Add("full_decode", fields);
 }
 
-void TimeAll() {
-  const std::vector<Variant> variants = {{"default", Decode}};
+void TimeAll(JsonRows& json) {
+  const double copy_rate = hyserve::bench::CopyBytesPerSecond(nullptr);
+  std::printf("device copy %.0f GB/s\n", copy_rate / 1e9);
   for (const auto& [batch, context] : std::vector<std::pair<int, int>>{
            {8, 131072}, {1, 32768}, {32, 8192}, {1, 131072}, {1, 1048576}, {256, 1024}}) {
-    for (const Shape& shape : {kGqa, kWide, kMqa}) Time(shape, batch, context, variants);
+    for (const Shape& shape : {kGqa, kWide, kMqa}) Time(shape, batch, context, copy_rate, json);
   }
-  Time(kDemo, 8, 131072, variants);
-  Time(kDemo, 1, 32768, variants);
+  Time(kDemo, 8, 131072, copy_rate, json);
+  Time(kDemo, 1, 32768, copy_rate, json);
 }
 
 }  // namespace
@@ -368,7 +349,7 @@ int main(int argc, char** argv) {
   using namespace hyserve::kernels::cuda::bench;
   const std::string mode = argc > 1 ? argv[1] : "";
   cudaDeviceProp properties;
-  HYSERVE_CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
+  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
   g_num_sms = properties.multiProcessorCount;
   std::printf("%s, %d SMs\n", properties.name, g_num_sms);
   if (mode == "check") {
@@ -378,16 +359,18 @@ int main(int argc, char** argv) {
     return g_failures == 0 ? 0 : 1;
   }
   if (mode == "time") {
-    TimeAll();
+    JsonRows json(argc, argv);
+    TimeAll(json);
     return 0;
   }
-  if (mode == "tiny") {  // for compute-sanitizer
+  if (mode == "tiny") {
     CheckCase("tiny", kGqa, {{130, 1}, {2700, 2}}, true);
     CheckCase("tiny", kWide, {{130, 1}, {300, 9}}, true);
     CheckCase("tiny", kMqa, {{70, 1}, {600, 1}}, true);
     CheckCase("tiny", {3, 1, 10, 6}, {{130, 1}, {100, 20}}, false);
     return g_failures == 0 ? 0 : 1;
   }
-  std::printf("usage: full_decode_bench check [large] | time | tiny\n");
+  std::printf("usage: cuda_full_decode_bench check [large] | tiny | time "
+              "[--json FILE --commit ID]\n");
   return 64;
 }

@@ -8,75 +8,38 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "benchmarks/kernels/cuda/bench_util.cuh"
 #include "engine/kernels/cuda/full_attention_decode.h"
 #include "engine/kernels/cuda/full_attention_generic.h"
 #include "engine/kernels/cuda/select_blocks_decode.h"
 
 namespace hyserve::kernels::cuda::bench {
 
-inline void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(2);
-}
-#define HYSERVE_CHECK_CUDA(call) ::hyserve::kernels::cuda::bench::Check((call), #call)
-
-// Device memory of one element type.
+// Device memory of one element type, freed with its owner.
 template <typename T>
-class DeviceArray {
+class OwnedArray {
  public:
-  explicit DeviceArray(int64_t count) : count_(count) {
-    HYSERVE_CHECK_CUDA(cudaMalloc(&data_, std::max<int64_t>(count, 1) * sizeof(T)));
-  }
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    HYSERVE_CHECK_CUDA(
+  explicit OwnedArray(int64_t count)
+      : data_(hyserve::bench::DeviceArray<T>(count)), count_(count) {}
+  explicit OwnedArray(const std::vector<T>& values) : OwnedArray(values.size()) {
+    BENCH_CHECK(
         cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
   }
-  DeviceArray(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data_); }
+  OwnedArray(const OwnedArray&) = delete;
+  ~OwnedArray() { cudaFree(data_); }
   T* get() const { return data_; }
   int64_t count() const { return count_; }
-  std::vector<T> Download() const {
-    std::vector<T> values(count_);
-    HYSERVE_CHECK_CUDA(
-        cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return values;
-  }
-  void Fill(int byte) { HYSERVE_CHECK_CUDA(cudaMemset(data_, byte, count_ * sizeof(T))); }
+  std::vector<T> Download() const { return hyserve::bench::Download(data_, count_); }
+  void Fill(int byte) { BENCH_CHECK(cudaMemset(data_, byte, count_ * sizeof(T))); }
 
  private:
-  T* data_ = nullptr;
-  int64_t count_ = 0;
+  T* const data_;
+  const int64_t count_;
 };
-
-// About normal, by hashing the index.
-__device__ inline float HashNormal(uint64_t index, uint64_t seed) {
-  uint64_t x = index * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull + 0x632BE59BD9B4E019ull;
-  float sum = 0.0f;
-  for (int i = 0; i < 2; ++i) {
-    x ^= x >> 30;
-    x *= 0xBF58476D1CE4E5B9ull;
-    x ^= x >> 27;
-    x *= 0x94D049BB133111EBull;
-    x ^= x >> 31;
-    sum += static_cast<float>(x & 0xffffffff) + static_cast<float>(x >> 32);
-  }
-  return (sum / 4294967296.0f - 2.0f) * 1.7320508f;  // variance of four uniforms: 1/3
-}
-
-static __global__ void FillRandomKernel(__nv_bfloat16* data, int64_t count, uint64_t seed,
-                                        float deviation) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    data[i] = __float2bfloat16(HashNormal(i, seed) * deviation);
-  }
-}
 
 // NaN for the tokens of a sequence's last page that are beyond its context.
 static __global__ void PoisonKernel(__nv_bfloat16* pages, const int32_t* last_page,
@@ -126,16 +89,16 @@ class DecodeCase {
         out_(int64_t{plan_.num_rows} * OutStride()),
         selection_(int64_t{plan_.num_rows} * shape.kv_heads * selected),
         scores_(int64_t{plan_.num_rows} * shape.kv_heads * ScoresStride()) {
-    FillRandomKernel<<<2048, 256>>>(pages_.get(), pages_.count(), 1, 1.0f);
-    FillRandomKernel<<<256, 256>>>(q_.get(), q_.count(), 2, 1.5f);
+    hyserve::bench::FillRandom(pages_.get(), pages_.count(), 1, 1.0f);
+    hyserve::bench::FillRandom(q_.get(), q_.count(), 2, 1.5f);
     if (!one_page) {
-      DeviceArray<int32_t> last(plan_.last_pages), tokens(plan_.last_tokens);
+      OwnedArray<int32_t> last(plan_.last_pages), tokens(plan_.last_tokens);
       PoisonKernel<<<static_cast<int>(plan_.last_pages.size()), 256>>>(
           pages_.get(), last.get(), tokens.get(), shape.kv_heads, shape.dim, shape.v_dim);
-      HYSERVE_CHECK_CUDA(cudaDeviceSynchronize());
+      BENCH_CHECK(cudaDeviceSynchronize());
     }
-    HYSERVE_CHECK_CUDA(cudaGetLastError());
-    HYSERVE_CHECK_CUDA(cudaDeviceSynchronize());
+    BENCH_CHECK(cudaGetLastError());
+    BENCH_CHECK(cudaDeviceSynchronize());
   }
 
   SplitAttentionArgs Args(int copy, bool with_selection, bool with_scores) const {
@@ -190,22 +153,14 @@ class DecodeCase {
   const Shape& shape() const { return shape_; }
   const std::vector<Sequence>& sequences() const { return sequences_; }
   int NumSequences() const { return static_cast<int>(sequences_.size()); }
-  int num_rows() const { return plan_.num_rows; }
   int max_pages() const { return plan_.stride; }
   int selected() const { return selected_; }
-  int copies() const { return copies_; }
   // With padding, so that no kernel may take rows for dense; even, as in the engine.
   int64_t QStride() const { return int64_t{shape_.heads} * shape_.dim + 8; }
   int64_t OutStride() const { return int64_t{shape_.heads} * shape_.v_dim + 8; }
   int64_t ScoresStride() const { return plan_.stride + 3; }
   int64_t PageElements() const {
     return int64_t{shape_.kv_heads} * kPageTokens * (shape_.dim + shape_.v_dim);
-  }
-  // K and V that a step reads.
-  int64_t KvBytes() const {
-    int64_t tokens = 0;
-    for (const Sequence& s : sequences_) tokens += s.context;
-    return tokens * shape_.kv_heads * (shape_.dim + shape_.v_dim) * 2;
   }
   void PoisonOutputs() {
     out_.Fill(0xff);
@@ -266,14 +221,14 @@ class DecodeCase {
   const int selected_;
   const int copies_;
   const Layout plan_;
-  DeviceArray<__nv_bfloat16> pages_;
-  DeviceArray<__nv_bfloat16> q_;
-  DeviceArray<int32_t> row_begin_;
-  DeviceArray<int32_t> first_position_;
-  DeviceArray<int32_t> page_table_;
-  DeviceArray<__nv_bfloat16> out_;
-  DeviceArray<int32_t> selection_;
-  DeviceArray<float> scores_;
+  OwnedArray<__nv_bfloat16> pages_;
+  OwnedArray<__nv_bfloat16> q_;
+  OwnedArray<int32_t> row_begin_;
+  OwnedArray<int32_t> first_position_;
+  OwnedArray<int32_t> page_table_;
+  OwnedArray<__nv_bfloat16> out_;
+  OwnedArray<int32_t> selection_;
+  OwnedArray<float> scores_;
 };
 
 // ---- Reference ----------------------------------------------------------------------------------

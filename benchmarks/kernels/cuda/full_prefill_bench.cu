@@ -1,20 +1,23 @@
 // Full attention with oracle output, prefill: checks against the definition, then times.
-//   full_prefill_bench check | small | time [tokens] | far | one [shape]
-// small: few checks, for compute-sanitizer.
-// full_prefill_peers.py times it in turns with the peer; for that it is also built as a library.
+//   cuda_full_prefill_bench check | small | time [TOKENS] | far | one [SHAPE]
+//                           [--json FILE --commit ID]
+// small: few checks, for compute-sanitizer. far: chunks far out in a long context. one: a single
+// call, for a profiler. full_prefill_peers.py times it in turns with the peer; for that it is also
+// built as a library.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include "benchmarks/kernels/cuda/full_prefill_case.cuh"
 #include "benchmarks/kernels/cuda/full_prefill_reference.cuh"
 #include "engine/kernels/cuda/full_attention_prefill_kernel.h"
 
-namespace hyserve::benchmarks {
+namespace hyserve::bench {
 namespace {
 
 using kernels::cuda::kPrefillScoreBytes;
@@ -52,11 +55,10 @@ void CheckCase(HeadShape shape, std::vector<SequenceShape> sequences, int select
   PrefillCase test(shape, sequences, padding, 7);
   PrefillReference reference(test, 150);
   const auto run = [&] {
-    Check(cudaMemset(test.out(), 0xff, test.rows() * test.out_stride() * 2), "poison");
-    test.Run([&](const PrefillLaunch& l) { return Launch(l, shape); },
-             g_num_sms);
-    Check(cudaDeviceSynchronize(), what);
-    return ToHost(test.out(), test.rows() * test.out_stride());
+    BENCH_CHECK(cudaMemset(test.out(), 0xff, test.rows() * test.out_stride() * 2));
+    test.Run([&](const PrefillLaunch& l) { return Launch(l, shape); }, g_num_sms);
+    BENCH_CHECK(cudaDeviceSynchronize());
+    return Download(test.out(), test.rows() * test.out_stride());
   };
   const auto same = [&](const auto& a, const auto& b) {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
@@ -65,9 +67,9 @@ void CheckCase(HeadShape shape, std::vector<SequenceShape> sequences, int select
   const auto out = run();
   Report(what, detail, reference.Compare());
   const size_t count = static_cast<size_t>(test.rows()) * shape.kv_heads * selected;
-  const auto selection = ToHost(test.selection(), count);
+  const auto selection = Download(test.selection(), count);
   test.Plan(true, selected, false, g_num_sms, kPrefillScoreBytes, 3);
-  const bool cut = same(out, run()) && same(selection, ToHost(test.selection(), count));
+  const bool cut = same(out, run()) && same(selection, Download(test.selection(), count));
   test.Plan(false, selected, false, g_num_sms, kPrefillScoreBytes);
   const bool plain = same(out, run());
   if (!cut || !plain) {
@@ -96,56 +98,43 @@ void RunChecks(bool small) {
   CheckCase({64, 4, 192, 128}, {{128, 200000}}, 16, 0, kPrefillScoreBytes, "far context");
 }
 
-template <typename F>
-double MedianMs(F&& run, int repeats) {
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  std::vector<float> times;
-  for (int i = 0; i < repeats + 2; ++i) {
-    cudaEventRecord(begin);
-    run();
-    cudaEventRecord(end);
-    Check(cudaEventSynchronize(end), "timing");
-    float ms = 0;
-    cudaEventElapsedTime(&ms, begin, end);
-    if (i >= 2) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
 // A case's three times: without scores, with raw scores stored, and with the selection.
-void TimeCase(const BenchShape& shape, SequenceShape sequence, int repeats) {
+void TimeCase(const BenchShape& shape, SequenceShape sequence, int repeats, JsonRows& json) {
   PrefillCase test(shape.shape, {sequence}, 0, 11);
   std::printf("%-12s %7d rows from %7d:", shape.name, sequence.rows, sequence.first_position);
+  double ms[3];
   for (int mode = 0; mode < 3; ++mode) {
     test.Plan(mode > 0, 16, false, g_num_sms, kPrefillScoreBytes);
-    const double ms = MedianMs(
-        [&] {
-          test.Run([&](const PrefillLaunch& l) { return Launch(l, shape.shape); }, g_num_sms,
-                   mode == 2);
-        },
-        repeats);
+    ms[mode] = MedianMicroseconds(nullptr, repeats, [&] {
+                 test.Run([&](const PrefillLaunch& l) { return Launch(l, shape.shape); }, g_num_sms,
+                          mode == 2);
+               }) / 1e3;
     const char* names[] = {"plain", "scores", "oracle"};
-    std::printf("  %s %9.3f ms %4.0f TF/s", names[mode], ms, test.Flops() / ms * 1e-9);
+    std::printf("  %s %9.3f ms %4.0f TF/s", names[mode], ms[mode], test.Flops() / ms[mode] * 1e-9);
   }
   std::printf("  (%d launches)\n", test.num_steps());
   std::fflush(stdout);
+  char fields[256];
+  std::snprintf(fields, sizeof(fields),
+                "\"shape\": \"%s\", \"rows\": %d, \"first_position\": %d, \"plain_ms\": %.4f, "
+                "\"scores_ms\": %.4f, \"oracle_ms\": %.4f, \"oracle_tflops\": %.0f",
+                shape.name, sequence.rows, sequence.first_position, ms[0], ms[1], ms[2],
+                test.Flops() / ms[2] * 1e-9);
+  json.Add("full_prefill", fields);
 }
 
-void RunTimes(int tokens) {
-  for (const BenchShape& shape : kShapes) TimeCase(shape, {tokens, 0}, 10);
+void RunTimes(int tokens, JsonRows& json) {
+  for (const BenchShape& shape : kShapes) TimeCase(shape, {tokens, 0}, 10, json);
 }
 
 // Chunks far out in a long context, as a prompt of up to a million tokens is served.
-void RunFar() {
+void RunFar(JsonRows& json) {
   constexpr int k128k = 131072, k1M = 1048576;
-  TimeCase(kShapes[0], {2048, k128k - 2048}, 5);
-  TimeCase(kShapes[0], {8192, k128k - 8192}, 5);
-  TimeCase(kShapes[1], {2048, k128k - 2048}, 5);
-  TimeCase(kShapes[1], {256, k1M - 256}, 5);
-  TimeCase(kShapes[2], {2048, k128k - 2048}, 5);
+  TimeCase(kShapes[0], {2048, k128k - 2048}, 5, json);
+  TimeCase(kShapes[0], {8192, k128k - 8192}, 5, json);
+  TimeCase(kShapes[1], {2048, k128k - 2048}, 5, json);
+  TimeCase(kShapes[1], {256, k1M - 256}, 5, json);
+  TimeCase(kShapes[2], {2048, k128k - 2048}, 5, json);
 }
 
 // One call at 8k tokens, for a profiler.
@@ -153,19 +142,19 @@ void RunOne(const BenchShape& shape) {
   PrefillCase test(shape.shape, {{8192, 0}}, 0, 11);
   test.Plan(true, 16, false, g_num_sms, kPrefillScoreBytes);
   test.Run([&](const PrefillLaunch& l) { return Launch(l, shape.shape); }, g_num_sms);
-  Check(cudaDeviceSynchronize(), "one");
+  BENCH_CHECK(cudaDeviceSynchronize());
 }
 
 }  // namespace
-}  // namespace hyserve::benchmarks
+}  // namespace hyserve::bench
 
 // For full_prefill_peers.py, which times these beside its own; shape: index into kShapes.
 extern "C" {
 
-int prefill_num_shapes() { return static_cast<int>(std::size(hyserve::benchmarks::kShapes)); }
+int prefill_num_shapes() { return static_cast<int>(std::size(hyserve::bench::kShapes)); }
 // heads, KV heads, head size, value size
 void prefill_shape(int shape, int* sizes) {
-  const hyserve::benchmarks::HeadShape& s = hyserve::benchmarks::kShapes[shape].shape;
+  const hyserve::bench::HeadShape& s = hyserve::bench::kShapes[shape].shape;
   sizes[0] = s.heads;
   sizes[1] = s.kv_heads;
   sizes[2] = s.dim;
@@ -173,9 +162,9 @@ void prefill_shape(int shape, int* sizes) {
 }
 // oracle: whether prefill_run stores raw scores.
 void* prefill_create(int shape, int tokens, int oracle) {
-  using namespace hyserve::benchmarks;
+  using namespace hyserve::bench;
   cudaDeviceProp properties;
-  Check(cudaGetDeviceProperties(&properties, 0), "device");
+  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
   g_num_sms = properties.multiProcessorCount;
   auto* test = new PrefillCase(kShapes[shape].shape, {{tokens, 0}}, 0, 11);
   test->Plan(oracle != 0, 16, false, g_num_sms, kPrefillScoreBytes);
@@ -183,30 +172,36 @@ void* prefill_create(int shape, int tokens, int oracle) {
 }
 // Enqueues on the default stream. select 0: without the selection of blocks.
 void prefill_run(void* test, int select) {
-  using namespace hyserve::benchmarks;
+  using namespace hyserve::bench;
   const auto* prefill = static_cast<const PrefillCase*>(test);
   prefill->Run([&](const PrefillLaunch& l) { return Launch(l, prefill->shape()); }, g_num_sms,
                select != 0);
 }
-void prefill_destroy(void* test) { delete static_cast<hyserve::benchmarks::PrefillCase*>(test); }
+void prefill_destroy(void* test) { delete static_cast<hyserve::bench::PrefillCase*>(test); }
 
 }  // extern "C"
 
 int main(int argc, char** argv) {
-  using namespace hyserve::benchmarks;
+  using namespace hyserve::bench;
   cudaDeviceProp properties;
-  Check(cudaGetDeviceProperties(&properties, 0), "device");
+  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
   g_num_sms = properties.multiProcessorCount;
-  const char* mode = argc > 1 ? argv[1] : "check";
-  if (std::strcmp(mode, "time") == 0) {
-    RunTimes(argc > 2 ? std::atoi(argv[2]) : 32768);
-  } else if (std::strcmp(mode, "far") == 0) {
-    RunFar();
-  } else if (std::strcmp(mode, "one") == 0) {
-    RunOne(kShapes[argc > 2 ? std::atoi(argv[2]) % std::size(kShapes) : 0]);
-  } else {
-    RunChecks(std::strcmp(mode, "small") == 0);
+  const std::string mode = argc > 1 ? argv[1] : "";
+  const int number = argc > 2 ? std::atoi(argv[2]) : 0;
+  JsonRows json(argc, argv);
+  if (mode == "check" || mode == "small") {
+    RunChecks(mode == "small");
     std::printf("%s: %d failures\n", properties.name, g_failures);
+  } else if (mode == "time") {
+    RunTimes(number > 0 ? number : 32768, json);
+  } else if (mode == "far") {
+    RunFar(json);
+  } else if (mode == "one") {
+    RunOne(kShapes[number % std::size(kShapes)]);
+  } else {
+    std::printf("usage: cuda_full_prefill_bench check | small | time [TOKENS] | far | one [SHAPE] "
+                "[--json FILE --commit ID]\n");
+    return 64;
   }
-  return g_failures != 0;
+  return g_failures == 0 ? 0 : 1;
 }

@@ -9,30 +9,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+#include <initializer_list>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "benchmarks/kernels/cuda/bench_util.cuh"
 #include "engine/kernels/cuda/full_attention_prefill_plan.h"
 #include "engine/kernels/cuda/select_blocks_prefill.h"
 
-namespace hyserve::benchmarks {
-
-inline void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("FAILED %s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-template <typename T>
-T* DeviceArray(size_t count) {
-  void* pointer = nullptr;
-  Check(cudaMalloc(&pointer, std::max<size_t>(count, 1) * sizeof(T)), "cudaMalloc");
-  return static_cast<T*>(pointer);
-}
+namespace hyserve::bench {
 
 struct HeadShape {
   int heads, kv_heads, dim, v_dim;
@@ -42,25 +29,6 @@ struct HeadShape {
 struct SequenceShape {
   int rows, first_position;
 };
-
-__device__ inline uint32_t HashBits(uint64_t x) {
-  x ^= x >> 33;
-  x *= 0xff51afd7ed558ccdull;
-  x ^= x >> 33;
-  x *= 0xc4ceb9fe1a85ec53ull;
-  x ^= x >> 33;
-  return static_cast<uint32_t>(x);
-}
-
-// Standard normal by Box-Muller, seeded by position.
-static __global__ void FillNormal(__nv_bfloat16* data, int64_t count, uint64_t seed) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    const float u = (HashBits(seed + 2 * i) + 1.0f) * 2.3283064e-10f;
-    const float v = HashBits(seed + 2 * i + 1) * 2.3283064e-10f;
-    data[i] = __float2bfloat16(sqrtf(-2.0f * __logf(fminf(u, 1.0f))) * __cosf(6.2831853f * v));
-  }
-}
 
 // Overwrites keys and values of one page from token on with NaN.
 static __global__ void PoisonPage(__nv_bfloat16* page, int first_token, HeadShape shape) {
@@ -79,7 +47,7 @@ static __global__ void PoisonPage(__nv_bfloat16* page, int first_token, HeadShap
 
 class PrefillCase {
  public:
-  PrefillCase(HeadShape shape, std::vector<SequenceShape> sequences, int padding, uint64_t seed)
+  PrefillCase(HeadShape shape, std::vector<SequenceShape> sequences, int padding, uint32_t seed)
       : shape_(shape), sequences_(std::move(sequences)) {
     q_stride_ = shape.heads * shape.dim + padding;
     out_stride_ = shape.heads * shape.v_dim + padding;
@@ -96,8 +64,8 @@ class PrefillCase {
     q_ = DeviceArray<__nv_bfloat16>(rows_ * q_stride_);
     out_ = DeviceArray<__nv_bfloat16>(rows_ * out_stride_);
     kv_ = DeviceArray<__nv_bfloat16>(num_blocks_ * slice_elements_);
-    FillNormal<<<2048, 256>>>(q_, rows_ * q_stride_, seed);
-    FillNormal<<<2048, 256>>>(kv_, num_blocks_ * slice_elements_, seed + (uint64_t{1} << 40));
+    FillRandom(q_, rows_ * q_stride_, seed, 1.0f);
+    FillRandom(kv_, num_blocks_ * slice_elements_, seed + 1, 1.0f);
     // Pages in random order; what is past a sequence's end, and unused pages, are NaN. Entries of
     // the table past the end point outside the pool.
     std::vector<int32_t> ids(num_blocks_);
@@ -116,13 +84,13 @@ class PrefillCase {
       PoisonPage<<<1, 256>>>(kv_ + ids[next] * slice_elements_, 0, shape);
     }
     table_ = DeviceArray<int32_t>(table.size());
-    Check(cudaMemcpy(table_, table.data(), table.size() * 4, cudaMemcpyHostToDevice), "table");
+    BENCH_CHECK(cudaMemcpy(table_, table.data(), table.size() * 4, cudaMemcpyHostToDevice));
     counter_ = DeviceArray<int>(1);
-    Check(cudaDeviceSynchronize(), "fill");
+    BENCH_CHECK(cudaDeviceSynchronize());
   }
   ~PrefillCase() {
-    for (void* p : {(void*)q_, (void*)out_, (void*)kv_, (void*)table_, (void*)counter_,
-                    (void*)raw_, (void*)lse_, (void*)selection_, (void*)scores_}) {
+    for (void* p : std::initializer_list<void*>{q_, out_, kv_, table_, counter_, raw_, lse_,
+                                                selection_, scores_}) {
       cudaFree(p);
     }
   }
@@ -163,10 +131,9 @@ class PrefillCase {
     if (with_scores) {
       raw_ = DeviceArray<float>(raw);
       lse_ = DeviceArray<float>(lse);
-      Check(cudaMemset(raw_, 0xff, raw * 4), "poison");
+      BENCH_CHECK(cudaMemset(raw_, 0xff, raw * 4));
       selection_ = DeviceArray<int32_t>(int64_t{rows_} * shape_.kv_heads * selected);
-      Check(cudaMemset(selection_, 0x7f, int64_t{rows_} * shape_.kv_heads * selected * 4),
-            "poison");
+      BENCH_CHECK(cudaMemset(selection_, 0x7f, int64_t{rows_} * shape_.kv_heads * selected * 4));
       if (want_scores) {
         scores_stride_ = table_stride_;
         scores_ = DeviceArray<float>(int64_t{rows_} * shape_.kv_heads * scores_stride_);
@@ -178,10 +145,9 @@ class PrefillCase {
   void Run(LaunchAttention&& attention, int num_sms, bool select = true) const {
     for (const auto& step : steps_) {
       kernels::cuda::PrefillLaunch launch;
-      Check(EncodePrefillMaps({q_, rows_, q_stride_, shape_.heads, kv_, num_blocks_,
-                               shape_.kv_heads, shape_.dim, shape_.v_dim},
-                              &launch),
-            "maps");
+      BENCH_CHECK(EncodePrefillMaps({q_, rows_, q_stride_, shape_.heads, kv_, num_blocks_,
+                                     shape_.kv_heads, shape_.dim, shape_.v_dim},
+                                    &launch));
       std::copy(step.segments.begin(), step.segments.end(), launch.segments);
       launch.num_segments = static_cast<int>(step.segments.size());
       launch.num_tiles = step.num_tiles;
@@ -195,7 +161,7 @@ class PrefillCase {
       launch.raw_scores = raw_;
       launch.lse = lse_;
       launch.tile_counter = counter_;
-      Check(attention(launch), "attention launch");
+      BENCH_CHECK(attention(launch));
       if (raw_ == nullptr || !select) continue;
       kernels::cuda::SelectBlocksLaunch selection;
       std::copy(step.segments.begin(), step.segments.end(), selection.segments);
@@ -209,7 +175,7 @@ class PrefillCase {
       selection.selected_blocks = selected_;
       selection.block_scores = scores_;
       selection.scores_stride = scores_stride_;
-      Check(LaunchSelectBlocks(selection, num_sms, nullptr), "selection launch");
+      BENCH_CHECK(LaunchSelectBlocks(selection, num_sms, nullptr));
     }
   }
 
@@ -250,6 +216,6 @@ class PrefillCase {
   std::vector<kernels::cuda::PrefillStep> steps_;
 };
 
-}  // namespace hyserve::benchmarks
+}  // namespace hyserve::bench
 
 #endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_CASE_CUH_

@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <string>
+#include <initializer_list>
+#include <numeric>
 #include <vector>
 
 #include "benchmarks/kernels/cuda/full_prefill_case.cuh"
 
-namespace hyserve::benchmarks {
+namespace hyserve::bench {
 
 struct SampleRow {
   int row, sequence, position;
@@ -83,13 +83,6 @@ static __global__ void ReferenceRows(const SampleRow* samples, HeadShape shape, 
   }
 }
 
-template <typename T>
-std::vector<T> ToHost(const T* device, size_t count) {
-  std::vector<T> host(count);
-  Check(cudaMemcpy(host.data(), device, count * sizeof(T), cudaMemcpyDeviceToHost), "to host");
-  return host;
-}
-
 struct Comparison {
   double out_error = 0;        // |out - reference| / |reference| over the sampled rows
   double score_error = 0;      // largest difference of a block score
@@ -112,23 +105,24 @@ class PrefillReference {
       first += test.sequences()[s].rows;
     }
     const double step = std::max(1.0, static_cast<double>(all.size()) / max_samples);
-    for (double at = all.size() - 1; at >= 0; at -= step) samples_.push_back(all[(size_t)at]);
+    for (double at = all.size() - 1; at >= 0; at -= step) {
+      samples_.push_back(all[static_cast<size_t>(at)]);
+    }
     blocks_ = (longest + 63) / 64;
     const int64_t items = static_cast<int64_t>(samples_.size()) * shape.heads;
     auto* samples = DeviceArray<SampleRow>(samples_.size());
-    Check(cudaMemcpy(samples, samples_.data(), samples_.size() * sizeof(SampleRow),
-                     cudaMemcpyHostToDevice),
-          "samples");
+    BENCH_CHECK(cudaMemcpy(samples, samples_.data(), samples_.size() * sizeof(SampleRow),
+                           cudaMemcpyHostToDevice));
     float* logits = DeviceArray<float>(items * longest);
     float* out = DeviceArray<float>(items * shape.v_dim);
     float* scores = DeviceArray<float>(items * blocks_);
     ReferenceRows<<<dim3(samples_.size(), shape.heads), 256>>>(
         samples, shape, shape.scale(), test.q(), test.q_stride(), test.kv(), test.table(),
         test.table_stride(), logits, longest, out, scores, blocks_);
-    Check(cudaDeviceSynchronize(), "reference");
-    out_ = ToHost(out, items * shape.v_dim);
-    scores_ = ToHost(scores, items * blocks_);
-    for (void* p : {(void*)samples, (void*)logits, (void*)out, (void*)scores}) cudaFree(p);
+    BENCH_CHECK(cudaDeviceSynchronize());
+    out_ = Download(out, items * shape.v_dim);
+    scores_ = Download(scores, items * blocks_);
+    for (void* p : std::initializer_list<void*>{samples, logits, out, scores}) cudaFree(p);
   }
 
   Comparison Compare() const {
@@ -136,8 +130,8 @@ class PrefillReference {
     Comparison result;
     double difference = 0, norm = 0;
     for (size_t i = 0; i < samples_.size(); ++i) {
-      const auto row = ToHost(test_.out() + samples_[i].row * test_.out_stride(),
-                              shape.heads * shape.v_dim);
+      const auto row = Download(test_.out() + samples_[i].row * test_.out_stride(),
+                                shape.heads * shape.v_dim);
       for (int c = 0; c < shape.heads * shape.v_dim; ++c) {
         const double expected = out_[i * shape.heads * shape.v_dim + c];
         const double error = __bfloat162float(row[c]) - expected;
@@ -159,9 +153,9 @@ class PrefillReference {
       const int visible = samples_[i].position / 64 + 1;
       for (int g = 0; g < shape.kv_heads; ++g) {
         const int64_t item = samples_[i].row * int64_t{shape.kv_heads} + g;
-        const auto got = ToHost(test_.scores() + item * test_.scores_stride(),
-                                test_.scores_stride());
-        const auto chosen = ToHost(test_.selection() + item * selected, selected);
+        const auto got = Download(test_.scores() + item * test_.scores_stride(),
+                                  test_.scores_stride());
+        const auto chosen = Download(test_.selection() + item * selected, selected);
         std::vector<float> expected(visible, -INFINITY);
         for (int b = 0; b < visible; ++b) {
           for (int h = g * group; h < (g + 1) * group; ++h) {
@@ -211,6 +205,6 @@ class PrefillReference {
   std::vector<float> out_, scores_;
 };
 
-}  // namespace hyserve::benchmarks
+}  // namespace hyserve::bench
 
 #endif  // HYSERVE_BENCHMARKS_KERNELS_CUDA_FULL_PREFILL_REFERENCE_CUH_

@@ -1,11 +1,12 @@
 // y = x W^T for the projections of the 7B and 80B presets: our kernels for few rows and cuBLASLt,
 // against the bandwidth of a device copy (few rows) and the rate of an 8192-cubed product (many
 // rows).
-//   nvcc ... gemm_bench.cu skinny_gemm.cu blas_gemm.cc -lcublasLt && ./gemm_bench [--json FILE]
+//   cuda_gemm_bench [--json FILE --commit ID]
 #include <cublasLt.h>
 
 #include "benchmarks/kernels/cuda/bench_util.cuh"
 #include "engine/kernels/cuda/blas_gemm.h"
+#include "engine/kernels/cuda/matrix_map.h"
 #include "engine/kernels/cuda/skinny_gemm.h"
 
 namespace hyserve::bench {
@@ -34,8 +35,6 @@ struct Shape {
 
 enum class Kernel { kSkinny, kBlas };
 constexpr const char* kNames[] = {"skinny", "cuBLASLt"};
-
-constexpr int64_t Padded(int64_t k) { return (k + 7) / 8 * 8; }
 
 class GemmBench {
  public:
@@ -123,7 +122,7 @@ class GemmBench {
   }
 
   void Run(const Shape& shape, int64_t rows, Kernel kernel, const __nv_bfloat16* weight, bool f32) {
-    const int64_t stride = Padded(shape.in);
+    const int64_t stride = kernels::cuda::PaddedColumns(shape.in);
     if (kernel == Kernel::kSkinny) {
       BENCH_CHECK(kernels::cuda::LaunchSkinnyGemm(
           {.weight = weight, .weight_stride = stride, .x = x_, .x_stride = stride, .y = y_,
@@ -143,7 +142,7 @@ class GemmBench {
   // Against the reference, and the first row bitwise against the call before.
   bool CheckOne(const Shape& shape, int rows, Kernel kernel, std::vector<float>* first_row) {
     const size_t count = rows * shape.out;
-    const int64_t stride = Padded(shape.in);
+    const int64_t stride = kernels::cuda::PaddedColumns(shape.in);
     float* want = DeviceArray<float>(count);
     if (stride != shape.in) {  // the columns that pad a row are zero
       for (__nv_bfloat16* m : {weights_, x_}) {
@@ -174,7 +173,7 @@ class GemmBench {
 
   // Every launch reads another part of the weights, so that none is in L2.
   double TimeOne(const Shape& shape, int64_t rows, Kernel kernel) {
-    const size_t size = shape.out * Padded(shape.in);
+    const size_t size = shape.out * kernels::cuda::PaddedColumns(shape.in);
     const int copies = static_cast<int>(std::min<size_t>(kWeights / size, 64));
     const int launches = std::max(2, std::min<int>(copies, rows > 512 ? 2 : 64));
     const bool fits = static_cast<size_t>(rows) * shape.out <= kMostY;

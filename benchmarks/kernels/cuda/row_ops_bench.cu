@@ -1,8 +1,6 @@
-// Row ops and cache writes against a device-to-device copy that moves as many bytes: every buffer is
-// far larger than L2, or another part of it is used by every launch.
-//
-// nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -I. -o row_ops_bench
-//   benchmarks/kernels/cuda/row_ops_bench.cu engine/kernels/cuda/{dense_ops,rotary_cache}.cu
+// Row ops and cache writes against a device-to-device copy that moves as many bytes: every buffer
+// is far larger than L2, or another part of it is used by every launch.
+//   cuda_row_ops_bench [--json FILE --commit ID]
 #include <cmath>
 #include <numeric>
 

@@ -1,7 +1,7 @@
 // WindowSparseAttention's kernels: parity with a plain reference, then times.
-//   sparse_bench check   every kernel on ragged steps; exit status 1 on a difference
-//   sparse_bench tiny    the same, small: for compute-sanitizer
-//   sparse_bench time | prefill | decode [--json FILE --commit ID]
+//   cuda_sparse_bench check   every kernel on ragged steps; exit status 1 on a difference
+//   cuda_sparse_bench tiny    the same, small: for compute-sanitizer
+//   cuda_sparse_bench time | prefill | decode [--json FILE --commit ID]
 // The peers of `time` are in sparse_peer.py (fla's Triton kernel, cuDNN's full layer).
 #include <utility>
 
@@ -259,7 +259,7 @@ int main(int argc, char** argv) {
   } else if (mode == "time" || mode == "prefill" || mode == "decode") {
     TimeAll(mode, json);
   } else {
-    std::printf("usage: sparse_bench check | tiny | time | prefill | decode "
+    std::printf("usage: cuda_sparse_bench check | tiny | time | prefill | decode "
                 "[--json FILE --commit ID]\n");
     return 64;
   }

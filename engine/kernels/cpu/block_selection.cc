@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/kernels/blocks.h"
+
 namespace hyserve::kernels::cpu {
 
 void SelectBlocks(const float* scores, int64_t n, int k, int32_t* out) {

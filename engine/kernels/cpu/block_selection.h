@@ -6,11 +6,9 @@
 
 namespace hyserve::kernels::cpu {
 
-inline constexpr int kMaxSelectedBlocks = 64;
-
 // Writes the k best indices of scores[0, n) by (score descending, index ascending) to out, in
 // ascending order of index, padded with -1. A NaN is never better than a number that came before.
-// REQUIRES: 1 <= k <= kMaxSelectedBlocks.
+// REQUIRES: 1 <= k <= kMaxSelectedBlocks (blocks.h).
 void SelectBlocks(const float* scores, int64_t n, int k, int32_t* out);
 
 }  // namespace hyserve::kernels::cpu

@@ -1,7 +1,7 @@
 // Embedding, normalisation, activation and gathering: ops whose rows are independent and cheap.
-#include <limits>
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "engine/kernels/cpu/cpu_ops.h"
 

@@ -11,9 +11,9 @@
 
 #include <cstdint>
 
-namespace hyserve::kernels::cpu {
+#include "engine/kernels/blocks.h"  // kBlockTokens: the key tile of every attention
 
-inline constexpr int kBlockTokens = 64;  // tokens per block, the key tile of every attention
+namespace hyserve::kernels::cpu {
 
 struct SimdKernels {
   int vector_width = 0;  // f32 lanes

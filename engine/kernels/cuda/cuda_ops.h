@@ -1,6 +1,6 @@
-// The CUDA implementations behind ops.h, for sm_90a. Shapes and dtypes have been checked by the caller;
-// what a kernel cannot do is refused with INVALID_ARGUMENT and the reason. Every op only enqueues on
-// the device's stream.
+// The CUDA implementations behind ops.h, for sm_90a. Shapes and dtypes have been checked by the
+// caller; what a kernel cannot do is refused with INVALID_ARGUMENT and the reason. Every op only
+// enqueues on the device's stream.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_CUDA_OPS_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_CUDA_OPS_H_
 

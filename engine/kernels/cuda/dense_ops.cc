@@ -76,7 +76,7 @@ absl::Status ArgmaxRows(CudaDevice& device, const ArgmaxRowsParams& params) {
   const int64_t rows = params.x.rows;
   const int parts = ArgmaxParts(rows, params.x.cols);
   const absl::StatusOr<std::byte*> partial =
-      device.Workspace(CudaDevice::WorkspaceSlot::kSelection, rows * parts * sizeof(uint64_t));
+      device.Workspace(CudaDevice::WorkspaceSlot::kArgmax, rows * parts * sizeof(uint64_t));
   if (!partial.ok()) return partial.status();
   const absl::StatusOr<std::byte*> tickets =
       device.Workspace(CudaDevice::WorkspaceSlot::kTickets, rows * sizeof(int32_t));

@@ -87,7 +87,7 @@ absl::Status Linear(CudaDevice& device, const LinearParams& params) {
   const bool stage_y = rows > kSkinnyMaxRows && !HasAlignedRows(params.y);
   const int64_t x_row_bytes = weight.row_stride() * 2;
   const auto y_element = static_cast<int64_t>(tensor::SizeOf(params.y.dtype));
-  const int64_t y_stride = (params.y.cols + 7) / 8 * 8;
+  const int64_t y_stride = PaddedColumns(params.y.cols);
   int64_t at_once = rows;
   if (stage_x) at_once = std::min(at_once, std::max<int64_t>(1, kStagingBytes / x_row_bytes));
   if (stage_y) {

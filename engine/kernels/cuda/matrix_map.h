@@ -1,4 +1,5 @@
-// Tensor maps of row-major bf16 matrices, in boxes of 64 columns.
+// Row-major bf16 matrices whose rows are padded to multiples of 16 bytes, and their tensor maps in
+// boxes of 64 columns. Plain host code.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_MATRIX_MAP_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_MATRIX_MAP_H_
 
@@ -7,6 +8,8 @@
 #include "engine/kernels/cuda/hopper/tensor_map.h"
 
 namespace hyserve::kernels::cuda {
+
+inline constexpr int64_t PaddedColumns(int64_t cols) { return (cols + 7) / 8 * 8; }
 
 // stride: elements, a multiple of 8. Columns from cols on read as zeros. Errors: EncodeTensorMap.
 inline cudaError_t EncodeMatrixMap(const void* data, int64_t rows, int64_t cols, int64_t stride,

@@ -11,8 +11,6 @@ constexpr int64_t kPairsPerPass = 131072;
 // From this many pairs per expert on average the grouped kernels are faster.
 constexpr int64_t kGroupedPairsPerExpert = 4;
 
-int64_t Padded(int64_t cols) { return (cols + 7) / 8 * 8; }
-
 bool IsGrouped(const MoeForwardArgs& args) {
   if (args.path != MoePath::kAuto) return args.path == MoePath::kGrouped;
   return int64_t{args.rows} * args.per_token >= kGroupedPairsPerExpert * args.num_experts;
@@ -59,11 +57,11 @@ Intermediates Carve(const MoeForwardArgs& args, Carver& carver) {
   plan.begin = carver.Take<int>(args.num_experts);
   plan.tiles = carver.Take<MoeTile>(MaxMoeTiles(pairs, args.num_experts, plan.tile_rows));
   plan.num_tiles = carver.Take<int>(1);
-  result.act = carver.Take<uint16_t>(pairs * Padded(args.intermediate));
+  result.act = carver.Take<uint16_t>(pairs * PaddedColumns(args.intermediate));
   if (grouped) {
-    result.y = result.sorted = carver.Take<uint16_t>(pairs * Padded(args.hidden));
+    result.y = result.sorted = carver.Take<uint16_t>(pairs * PaddedColumns(args.hidden));
   } else {
-    result.y = carver.Take<float>(pairs * Padded(args.hidden));
+    result.y = carver.Take<float>(pairs * PaddedColumns(args.hidden));
   }
   return result;
 }
@@ -71,7 +69,7 @@ Intermediates Carve(const MoeForwardArgs& args, Carver& carver) {
 cudaError_t Combine(const MoeForwardArgs& args, const Intermediates& from, bool y_is_f32,
                     cudaStream_t stream) {
   return LaunchMoeCombine({.y = from.y,
-                           .y_stride = Padded(args.hidden),
+                           .y_stride = PaddedColumns(args.hidden),
                            .y_is_f32 = y_is_f32,
                            .out = args.out,
                            .out_stride = args.out_stride,
@@ -86,7 +84,7 @@ cudaError_t RunSkinny(const MoeForwardArgs& args, const Intermediates& to, cudaS
   gate_up.in = args.x;
   gate_up.in_stride = args.x_stride;
   gate_up.out = to.act;
-  gate_up.out_stride = Padded(args.intermediate);
+  gate_up.out_stride = PaddedColumns(args.intermediate);
   gate_up.in_features = args.hidden;
   gate_up.out_features = args.intermediate;
   if (cudaError_t error = LaunchMoeSkinnyGateUp(gate_up, to.plan, stream); error != cudaSuccess) {
@@ -96,9 +94,9 @@ cudaError_t RunSkinny(const MoeForwardArgs& args, const Intermediates& to, cudaS
   down.weights = args.down.weights;
   down.weight_stride = args.down.weight_stride;
   down.in = to.act;
-  down.in_stride = Padded(args.intermediate);
+  down.in_stride = PaddedColumns(args.intermediate);
   down.out = to.y;
-  down.out_stride = Padded(args.hidden);
+  down.out_stride = PaddedColumns(args.hidden);
   down.in_features = args.intermediate;
   down.out_features = args.hidden;
   const cudaError_t error = LaunchMoeSkinnyDown(down, to.plan, stream);
@@ -109,24 +107,24 @@ cudaError_t RunGrouped(const MoeForwardArgs& args, const Intermediates& to, cuda
   const int64_t pairs = int64_t{to.plan.rows} * to.plan.per_token;
   CUtensorMap sorted_map;
   CUtensorMap act_map;
-  cudaError_t error = EncodeMatrixMap(to.sorted, pairs, args.hidden, Padded(args.hidden),
+  cudaError_t error = EncodeMatrixMap(to.sorted, pairs, args.hidden, PaddedColumns(args.hidden),
                                       kMoeBoxRows, &sorted_map);
   if (error == cudaSuccess) {
-    error = EncodeMatrixMap(to.act, pairs, args.intermediate, Padded(args.intermediate),
+    error = EncodeMatrixMap(to.act, pairs, args.intermediate, PaddedColumns(args.intermediate),
                             kMoeBoxRows, &act_map);
   }
   if (error == cudaSuccess) {
     error = LaunchMoeGather({.x = args.x,
                              .x_stride = args.x_stride,
                              .sorted = to.sorted,
-                             .sorted_stride = Padded(args.hidden),
+                             .sorted_stride = PaddedColumns(args.hidden),
                              .cols = args.hidden},
                             to.plan, stream);
   }
   if (error == cudaSuccess) {
     error = LaunchMoeGroupedGateUp({.weight_maps = args.gate_up.maps,
                                     .out = to.act,
-                                    .out_stride = Padded(args.intermediate),
+                                    .out_stride = PaddedColumns(args.intermediate),
                                     .in_features = args.hidden,
                                     .out_features = args.intermediate,
                                     .num_sms = args.num_sms},
@@ -135,7 +133,7 @@ cudaError_t RunGrouped(const MoeForwardArgs& args, const Intermediates& to, cuda
   if (error == cudaSuccess) {
     error = LaunchMoeGroupedDown({.weight_maps = args.down.maps,
                                   .out = to.y,
-                                  .out_stride = Padded(args.hidden),
+                                  .out_stride = PaddedColumns(args.hidden),
                                   .in_features = args.intermediate,
                                   .out_features = args.hidden,
                                   .num_sms = args.num_sms},

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "engine/kernels/cuda/matrix_map.h"
 #include "engine/tensor/cuda_device.h"
 #include "engine/tensor/tensor.h"
 
@@ -19,8 +20,6 @@ inline bool HasAlignedRows(const tensor::TensorView& view) {
 inline bool IsVectorOperand(const tensor::TensorView& view) {
   return HasAlignedRows(view) && view.cols % 8 == 0;
 }
-
-inline int64_t PaddedColumns(int64_t cols) { return (cols + 7) / 8 * 8; }
 
 // Enqueues the copy of a bf16 view to `to`, [rows, PaddedColumns(cols)] without gaps, with zeros in
 // the columns that pad a row.

@@ -8,15 +8,15 @@
 namespace hyserve::kernels::cuda {
 
 // Nothing that the kernels in front write may be read, and nothing written, before this: what lies
-// there may still be in use. Weights may be read, and the arrays of an AttentionBatch and token ids,
-// which no kernel writes. Every thread of a kernel launched by LaunchOverlapped must call it, also
+// there may still be in use. Weights may be read, the arrays of an AttentionBatch and token ids:
+// no kernel writes them. Every thread of a kernel launched by LaunchOverlapped must call it, also
 // where it has nothing to do, or the kernel behind could overtake the one in front.
 __device__ __forceinline__ void WaitForPriorKernels() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 // From when all CTAs have called this (or ended) the next kernel's may take free places. Attention
-// ends first: its shared memory is taken from L1, which the products behind it need for their loads,
-// and a multiprocessor divides the two anew only when nothing runs on it.
+// ends first where a product is next: its shared memory is taken from L1, which the product needs
+// for its loads, and a multiprocessor divides the two anew only when nothing runs on it.
 __device__ __forceinline__ void LetNextKernelStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

@@ -34,7 +34,7 @@ void ConvertRow(const TensorView& part, int64_t row, uint16_t* out) {
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CudaDevice& device,
                                                          std::span<const TensorView> host_parts) {
   const int64_t in_features = host_parts[0].cols;
-  const int64_t stride = (in_features + 7) / 8 * 8;
+  const int64_t stride = PaddedColumns(in_features);
   int64_t out_features = 0;
   for (const TensorView& part : host_parts) out_features += part.rows;
   absl::StatusOr<tensor::Buffer> buffer =

@@ -12,9 +12,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxRowsPerBlock = 16;
 
-// Rows of a block so that each thread has about items_per_thread items, as long as the rows fill the
-// GPU. Measured on an H200: several for cache writes, whose rows are short, one for rotating queries.
-constexpr int64_t kEnoughBlocks = 132 * 7;
+constexpr int64_t kEnoughBlocks = 132 * 7;  // that fill a GPU
+
+// Rows of a block so that each thread has about items_per_thread items, as long as the rows fill
+// the GPU. Measured on an H200: several for cache writes, whose rows are short, one for rotating
+// queries alone.
 int RowsPerBlock(int64_t items_per_row, int64_t num_rows, int items_per_thread) {
   const int64_t by_work = items_per_thread * kThreads / std::max<int64_t>(1, items_per_row);
   const int64_t by_rows = num_rows / kEnoughBlocks;
@@ -284,10 +286,8 @@ cudaError_t LaunchWriteKv(const KvWrite& write, const Destination& to, bool alig
   const int rows = FitShared(RowsPerBlock(per_row, write.num_rows, 3), write.angles.rotary_dim);
   const int64_t blocks = (write.num_rows + rows - 1) / rows;
   // An item a thread where that does not fill the GPU.
-  const int64_t split =
-      blocks < kEnoughBlocks ? std::min<int64_t>((int64_t{rows} * per_row + kThreads - 1) / kThreads,
-                                                 kEnoughBlocks / blocks)
-                             : 1;
+  const int64_t parts = (int64_t{rows} * per_row + kThreads - 1) / kThreads;
+  const int64_t split = std::max<int64_t>(1, std::min(parts, kEnoughBlocks / blocks));
   const size_t shared = sizeof(float) * rows * write.angles.rotary_dim;
   const auto kernel =
       aligned ? WriteKvKernel<kVector, Destination> : WriteKvKernel<1, Destination>;
@@ -305,8 +305,8 @@ bool Aligned16(const RingMemory& ring) {
 }
 
 bool SourcesAligned(const KvWrite& write) {
-  return Aligned16(write.q, write.q_stride) && Aligned16(write.k, write.k_stride) && Aligned16(write.v, write.v_stride) &&
-         write.head_dim % kVector == 0 && write.v_head_dim % kVector == 0 &&
+  return Aligned16(write.q, write.q_stride) && Aligned16(write.k, write.k_stride) &&
+         Aligned16(write.v, write.v_stride) && write.head_dim % kVector == 0 && write.v_head_dim % kVector == 0 &&
          write.angles.rotary_dim % (2 * kVector) == 0;
 }
 

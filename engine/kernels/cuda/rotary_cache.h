@@ -1,6 +1,6 @@
 // Launchers of the rotary kernel and of the kernels that write caches. Strides in elements;
-// pointers are device pointers; at least one row. Each enqueues one kernel on the stream and returns
-// the launch's error. Formulas: ops.h.
+// pointers are device pointers; at least one row. Each enqueues one kernel on the stream and
+// returns the launch's error. Formulas: ops.h.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_ROTARY_CACHE_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_ROTARY_CACHE_H_
 

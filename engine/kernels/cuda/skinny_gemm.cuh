@@ -8,9 +8,9 @@
 
 namespace hyserve::kernels::cuda {
 
-// A tile of weights is 16 rows: 16 outputs, or the gates and the ups of 8. A CTA computes kOutTiles *
-// (8 / kSplit) tiles; kSplit warps share the chunks of K of each, and their sums are added in the
-// order of the warps.
+// A tile of weights is 16 rows: 16 outputs, or the gates and the ups of 8. A CTA computes
+// kOutTiles * (8 / kSplit) tiles; kSplit warps share the chunks of K of each, and their sums are
+// added in the order of the warps.
 template <bool kSwiGlu>
 constexpr int kSkinnyTileOuts = kSwiGlu ? 8 : 16;
 

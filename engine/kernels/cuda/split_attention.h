@@ -71,7 +71,7 @@ struct SplitAttentionArgs {
   int max_pages = 0;   // of any of them
   int max_splits = 0;  // of any of them
 
-  // Workspace, sizes from MeasureSplit.
+  // Workspace, sizes from SplitSize.
   float* partial_out = nullptr;    // [partial rows, v_head_dim]
   float* partial_state = nullptr;  // [partial rows, 2]: m, l
   float* block_maxima = nullptr;   // per sequence [kv head][page][query row]; null: not wanted

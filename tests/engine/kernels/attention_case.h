@@ -24,6 +24,18 @@ struct AttentionShape {
   std::string Name() const;
 };
 
+// With bf16 activations and caches, as a GPU keeps them.
+inline AttentionShape Bf16Shape(int heads, int kv_heads, int head_dim, int v_head_dim,
+                                int window = 128) {
+  return {.num_heads = heads,
+          .num_kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .v_head_dim = v_head_dim,
+          .window = window,
+          .cache_dtype = tensor::DType::kBF16,
+          .activation_dtype = tensor::DType::kBF16};
+}
+
 // shape with the dtypes that the device has: a GPU keeps activations and caches in bf16.
 AttentionShape OnDevice(const TestDevice& device, AttentionShape shape);
 

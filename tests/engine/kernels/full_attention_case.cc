@@ -96,8 +96,8 @@ void FullAttentionCase::CheckRow(const AttentionWorld& world, const FullAttentio
 }
 
 // The device's set is the oracle's of its own scores exactly, and the reference's up to blocks
-// whose scores cannot be told apart from the last selected one (4 ulp, specification 11.2, on top
-// of the error of the scores themselves).
+// whose scores cannot be told apart from the last selected one (4 ulp on top of the error of the
+// scores themselves).
 void FullAttentionCase::CheckSelection(const Doubles& scores, double magnitude,
                                        const FullAttentionResult& result, int64_t place) {
   const int selected = result.selected;

@@ -114,6 +114,14 @@ class MoeParity : public ::testing::TestWithParam<tensor::DeviceOptions> {
               "");
   }
 
+  void CheckAll(const std::vector<MoeCase>& cases, Random& random) {
+    for (const MoeCase& c : cases) {
+      SCOPED_TRACE(::testing::Message() << c.rows << " rows, " << c.experts << " experts");
+      Build(c.experts, c.dtype, random);
+      Check(c, random);
+    }
+  }
+
   TestDevice device_;
   int64_t hidden_ = 40;
   int64_t intermediate_ = 24;
@@ -125,14 +133,11 @@ class MoeParity : public ::testing::TestWithParam<tensor::DeviceOptions> {
 
 TEST_P(MoeParity, SumsTheChosenExpertsByTheirWeights) {
   Random random(11);
-  for (const MoeCase& c : {MoeCase{1, 8, 2, false, true, DType::kF32},
-                           {7, 8, 3, true, true, DType::kBF16},
-                           {50, 5, 5, true, false, DType::kF32},
-                           {33, 16, 1, false, false, DType::kBF16}}) {
-    SCOPED_TRACE(::testing::Message() << c.rows << " rows, " << c.experts << " experts");
-    Build(c.experts, c.dtype, random);
-    Check(c, random);
-  }
+  CheckAll({{1, 8, 2, false, true, DType::kF32},
+            {7, 8, 3, true, true, DType::kBF16},
+            {50, 5, 5, true, false, DType::kF32},
+            {33, 16, 1, false, false, DType::kBF16}},
+           random);
 }
 
 TEST_P(MoeParity, FewAndManyRowsOfLargerExperts) {
@@ -140,15 +145,12 @@ TEST_P(MoeParity, FewAndManyRowsOfLargerExperts) {
   hidden_ = 264;
   intermediate_ = 136;
   device_.set_extra_stride(8);
-  for (const MoeCase& c : {MoeCase{1, 40, 6, true, true, DType::kBF16},
-                           {4, 40, 6, false, true, DType::kBF16},
-                           {31, 40, 2, true, true, DType::kBF16},
-                           {60, 40, 3, true, false, DType::kBF16},
-                           {300, 3, 2, true, true, DType::kBF16}}) {
-    SCOPED_TRACE(::testing::Message() << c.rows << " rows, " << c.experts << " experts");
-    Build(c.experts, c.dtype, random);
-    Check(c, random);
-  }
+  CheckAll({{1, 40, 6, true, true, DType::kBF16},
+            {4, 40, 6, false, true, DType::kBF16},
+            {31, 40, 2, true, true, DType::kBF16},
+            {60, 40, 3, true, false, DType::kBF16},
+            {300, 3, 2, true, true, DType::kBF16}},
+           random);
 }
 
 TEST_P(MoeParity, AnExpertMayBeReplacedBetweenCalls) {

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "engine/kernels/blocks.h"
 #include "engine/kernels/cpu/block_selection.h"
 #include "engine/kernels/ops.h"
 #include "tests/engine/kernels/attention_case.h"
@@ -141,7 +142,7 @@ TEST(SelectBlocks, AgreesWithAStableSortUnderForcedTies) {
   Random random(62);
   for (int round = 0; round < 500; ++round) {
     const int n = random.Int(1, 300);
-    const int k = random.Int(1, cpu::kMaxSelectedBlocks);
+    const int k = random.Int(1, kMaxSelectedBlocks);
     std::vector<float> scores;
     for (int i = 0; i < n; ++i) scores.push_back(static_cast<float>(random.Int(-4, 4)));
     std::vector<int32_t> got(k, -7);

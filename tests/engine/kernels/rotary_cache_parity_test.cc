@@ -155,8 +155,12 @@ class CacheWrites : public RotaryCacheParity {
         ASSERT_EQ(FirstRowDifference(slice(rotated, row * k_cols, k_cols), want_k, k_cols,
                                      activation_tolerance),
                   "");
-        ASSERT_EQ(FirstRowDifference(slice(prepared_k, row * k_cols, k_cols), want_k, k_cols, tolerance), "");
-        ASSERT_EQ(FirstRowDifference(slice(prepared_v, row * v_cols, v_cols), want_v, v_cols, tolerance), "");
+        ASSERT_EQ(FirstRowDifference(slice(prepared_k, row * k_cols, k_cols), want_k, k_cols,
+                                     tolerance),
+                  "");
+        ASSERT_EQ(FirstRowDifference(slice(prepared_v, row * v_cols, v_cols), want_v, v_cols,
+                                     tolerance),
+                  "");
         for (int g = 0; g < 2; ++g) {
           const std::vector<float> got_k = slice(prepared_k, row * k_cols + g * dim, dim);
           const std::vector<float> got_v = slice(prepared_v, row * v_cols + g * v_dim, v_dim);

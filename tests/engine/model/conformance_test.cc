@@ -38,8 +38,8 @@ TEST(ConformanceTest, BudgetThatCoversTheContextIsDense) {
   EXPECT_NE(covered, logits(1));
 }
 
-// The block scores that a full layer emits are exp(max logit - LSE) of the keys that are cached, the
-// diagonal block included; the selection is a stable sort of them.
+// The block scores that a full layer emits are exp(max logit - LSE) of the keys that are cached,
+// the diagonal block included; the selection is a stable sort of them.
 TEST(ConformanceTest, BlockScoresOfTheCachedKeys) {
   ModelRunner runner = ModelRunner::Random(TinyWithBudget(2), DType::kF32, DType::kF32);
   const AttentionShape& shape = runner.model().config().full;

@@ -34,8 +34,8 @@ class ModelRunner {
               int64_t num_blocks, int64_t num_slabs);
   static ModelRunner Load(const std::string& directory, tensor::DType kv_dtype,
                           int64_t num_blocks = 64, int64_t num_slabs = 8, int num_threads = 2);
-  // With products of bf16 weights and f32 activations in f32, on the fastest instruction set of this
-  // machine that does them so (avx512_bf16 rounds activations to bf16).
+  // With products of bf16 weights and f32 activations in f32, on the fastest instruction set of
+  // this machine that does them so (avx512_bf16 rounds activations to bf16).
   static ModelRunner LoadExact(const std::string& directory, tensor::DType kv_dtype);
   // On the first GPU, with a bf16 cache.
   static ModelRunner LoadOnCuda(const std::string& directory);

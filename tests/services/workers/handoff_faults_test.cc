@@ -17,14 +17,15 @@ std::string Message(const absl::Status& status) { return std::string(status.mess
 
 // Afterwards the same workers serve a request as if nothing had happened.
 void ExpectStillServes(WorkerHarness& harness) {
-  const WorkerHarness::Reply reply = harness.Run(harness.NewRequest(MakePrompt(200, 99), Greedy(5)));
+  const WorkerHarness::Reply reply =
+      harness.Run(harness.NewRequest(MakePrompt(200, 99), Greedy(5)));
   EXPECT_TRUE(reply.prefill.status.ok()) << reply.prefill.status;
   EXPECT_TRUE(reply.decode.status.ok()) << reply.decode.status;
   EXPECT_EQ(reply.tokens.size(), 5u);
   EXPECT_TRUE(harness.WaitIdle());
 }
 
-// ---- cancel ---------------------------------------------------------------------------------------
+// ---- cancel -------------------------------------------------------------------------------------
 
 TEST(Cancel, PrefillBeforeAnybodyPulls) {
   WorkerHarness harness({.chunk_tokens = 64});
@@ -123,7 +124,7 @@ TEST(Cancel, Local) {
   EXPECT_TRUE(harness.WaitIdle());
 }
 
-// ---- deadline -------------------------------------------------------------------------------------
+// ---- deadline -----------------------------------------------------------------------------------
 
 TEST(Deadline, DuringGeneration) {
   WorkerHarness harness;
@@ -145,7 +146,7 @@ TEST(Deadline, WhileDecodeWaitsForAPrefillThatNeverComes) {
   ExpectStillServes(harness);
 }
 
-// ---- tickets --------------------------------------------------------------------------------------
+// ---- tickets ------------------------------------------------------------------------------------
 
 TEST(Ticket, NobodyOffersIt) {
   WorkerHarness harness({.lease = absl::Milliseconds(300), .lease_renew = absl::Milliseconds(50)});
@@ -216,13 +217,14 @@ TEST(Ticket, PromptOfAnotherLengthAtDecode) {
   WorkerHarness harness;
   auto request = harness.NewRequest(MakePrompt(100), Greedy(8));
   request.decode.mutable_prompt()->Truncate(64);
-  const WorkerHarness::Reply reply = harness.Run(request, nullptr, nullptr, absl::Milliseconds(500));
+  const WorkerHarness::Reply reply =
+      harness.Run(request, nullptr, nullptr, absl::Milliseconds(500));
   EXPECT_FALSE(reply.decode.status.ok());
   EXPECT_FALSE(reply.decode.started);
   EXPECT_TRUE(harness.WaitIdle());
 }
 
-// ---- attempts -------------------------------------------------------------------------------------
+// ---- attempts -----------------------------------------------------------------------------------
 
 TEST(Attempts, ANewerOneCancelsTheOlder) {
   WorkerHarness harness({.chunk_tokens = 64});
@@ -275,7 +277,7 @@ TEST(Attempts, AnOlderOneIsRefusedWhileTheNewerComputes) {
   EXPECT_TRUE(harness.WaitIdle());
 }
 
-// ---- memory and leases ----------------------------------------------------------------------------
+// ---- memory and leases --------------------------------------------------------------------------
 
 TEST(Memory, ARequestThatNeverFitsIsRefused) {
   WorkerHarness harness({.kv_memory_bytes = int64_t{2} << 20});

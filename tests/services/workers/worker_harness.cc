@@ -44,7 +44,8 @@ void SetDeadline(grpc::ClientContext* context, absl::Duration timeout) {
 }
 
 bool IsIdle(const v1::GetInvariantsResponse& now) {
-  return now.blocks_free() + now.blocks_cached() == now.blocks_total() && now.blocks_used() == 0 && now.blocks_quarantined() == 0 && now.slabs_used() == 0 &&
+  return now.blocks_free() + now.blocks_cached() == now.blocks_total() && now.blocks_used() == 0 &&
+         now.blocks_quarantined() == 0 && now.slabs_used() == 0 &&
          now.live_sequences() == 0 && now.open_offers() == 0 && now.open_imports() == 0 &&
          now.open_streams() == 0;
 }
@@ -154,7 +155,9 @@ PrefillReply WorkerHarness::Prefill(const v1::PrefillRequest& request, const OnP
   while (reader->Read(&event)) {
     if (event.has_admitted()) reply.cached_tokens = event.admitted().cached_tokens();
     if (event.has_progress()) reply.progress.push_back(event.progress().computed_tokens());
-    if (event.has_prompt_logprobs()) reply.prompt_logprobs += event.prompt_logprobs().logprobs_size();
+    if (event.has_prompt_logprobs()) {
+      reply.prompt_logprobs += event.prompt_logprobs().logprobs_size();
+    }
     if (event.has_first_token()) {
       reply.first_token = event.first_token().token().token_id();
       reply.finished = event.first_token().finished();

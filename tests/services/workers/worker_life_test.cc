@@ -32,7 +32,9 @@ TEST(Life, DrainLetsRunningRequestsFinish) {
   const WorkerHarness::Reply reply = harness.Run(
       request, nullptr, [&](grpc::ClientContext*, const v1::DecodeEvent& event) {
         if (!event.has_started()) return;
-        drain = std::thread([&] { harness.decode()->host().Drain(absl::Seconds(20), absl::Seconds(25)); });
+        drain = std::thread([&] {
+          harness.decode()->host().Drain(absl::Seconds(20), absl::Seconds(25));
+        });
       });
   drain.join();
   EXPECT_TRUE(reply.decode.status.ok()) << reply.decode.status;
@@ -47,7 +49,9 @@ TEST(Life, DrainCancelsWhatTakesTooLong) {
   const WorkerHarness::Reply reply = harness.Run(
       request, nullptr, [&](grpc::ClientContext*, const v1::DecodeEvent& event) {
         if (!event.has_started()) return;
-        drain = std::thread([&] { harness.decode()->host().Drain(absl::ZeroDuration(), absl::Seconds(10)); });
+        drain = std::thread([&] {
+          harness.decode()->host().Drain(absl::ZeroDuration(), absl::Seconds(10));
+        });
       });
   drain.join();
   EXPECT_FALSE(reply.decode.status.ok());

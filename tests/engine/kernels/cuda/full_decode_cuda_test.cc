@@ -12,12 +12,6 @@
 namespace hyserve::kernels::testing {
 namespace {
 
-using tensor::DType;
-
-AttentionShape Shape(int heads, int kv_heads, int head_dim, int v_head_dim) {
-  return {heads, kv_heads, head_dim, v_head_dim, 128, DType::kBF16, DType::kBF16};
-}
-
 class FullDecodeCuda : public ::testing::TestWithParam<int> {
  protected:
   FullDecodeCuda() : device_({"cuda", 1, "auto"}), case_(device_) {
@@ -30,8 +24,8 @@ class FullDecodeCuda : public ::testing::TestWithParam<int> {
 
 TEST_P(FullDecodeCuda, RaggedBatchesMatchTheFormula) {
   for (const AttentionShape& shape :
-       {Shape(8, 2, 64, 64), Shape(8, 2, 128, 128), Shape(32, 2, 192, 128), Shape(16, 1, 256, 256),
-        Shape(5, 1, 128, 128), Shape(72, 1, 64, 64)}) {
+       {Bf16Shape(8, 2, 64, 64), Bf16Shape(8, 2, 128, 128), Bf16Shape(32, 2, 192, 128),
+        Bf16Shape(16, 1, 256, 256), Bf16Shape(5, 1, 128, 128), Bf16Shape(72, 1, 64, 64)}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {1, 64, 65, 900, 2600, 700}, 81);
     // First token, whole pages, several rows over a page's edge, a far row, a chunk of many rows.
@@ -50,7 +44,7 @@ TEST_P(FullDecodeCuda, RaggedBatchesMatchTheFormula) {
 }
 
 TEST_P(FullDecodeCuda, LongContextsOfManySplitsMatchTheFormula) {
-  for (const AttentionShape& shape : {Shape(4, 1, 128, 128), Shape(4, 1, 192, 128)}) {
+  for (const AttentionShape& shape : {Bf16Shape(4, 1, 128, 128), Bf16Shape(4, 1, 192, 128)}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {20000, 9001}, 82);
     AttentionStep step(device_, world, {{0, 19999, 1}, {1, 8999, 2}});
@@ -62,7 +56,7 @@ TEST_P(FullDecodeCuda, LongContextsOfManySplitsMatchTheFormula) {
 }
 
 TEST_P(FullDecodeCuda, ARowHasTheSameBitsAloneAndInABatch) {
-  for (const AttentionShape& shape : {Shape(8, 2, 64, 64), Shape(16, 1, 192, 128)}) {
+  for (const AttentionShape& shape : {Bf16Shape(8, 2, 64, 64), Bf16Shape(16, 1, 192, 128)}) {
     const AttentionWorld world(shape, {3000, 70, 5000, 500}, 83);
     const std::vector<StepRows> rows = {{0, 2999, 1}, {1, 69, 1}, {2, 4998, 2}, {3, 499, 1}};
     AttentionStep step(device_, world, rows, 11);

@@ -12,12 +12,6 @@
 namespace hyserve::kernels::testing {
 namespace {
 
-using tensor::DType;
-
-AttentionShape Shape(int heads, int kv_heads, int head_dim, int v_head_dim) {
-  return {heads, kv_heads, head_dim, v_head_dim, 128, DType::kBF16, DType::kBF16};
-}
-
 class FullPrefillCuda : public ::testing::Test {
  protected:
   FullPrefillCuda() : device_({"cuda", 1, "auto"}), case_(device_) {
@@ -44,8 +38,8 @@ class FullPrefillCuda : public ::testing::Test {
 
 TEST_F(FullPrefillCuda, PromptsAndChunksMatchTheFormula) {
   for (const AttentionShape& shape :
-       {Shape(8, 2, 64, 64), Shape(8, 2, 128, 128), Shape(16, 1, 192, 128), Shape(8, 1, 256, 256),
-        Shape(10, 2, 128, 128), Shape(2, 2, 64, 64)}) {
+       {Bf16Shape(8, 2, 64, 64), Bf16Shape(8, 2, 128, 128), Bf16Shape(16, 1, 192, 128),
+        Bf16Shape(8, 1, 256, 256), Bf16Shape(10, 2, 128, 128), Bf16Shape(2, 2, 64, 64)}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {300, 64, 1100, 2100, 1157}, 91);
     AttentionStep step(
@@ -58,7 +52,7 @@ TEST_F(FullPrefillCuda, PromptsAndChunksMatchTheFormula) {
 }
 
 TEST_F(FullPrefillCuda, LongContextsMatchTheFormula) {
-  for (const AttentionShape& shape : {Shape(16, 1, 192, 128), Shape(8, 2, 128, 128)}) {
+  for (const AttentionShape& shape : {Bf16Shape(16, 1, 192, 128), Bf16Shape(8, 2, 128, 128)}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {9001}, 92);
     AttentionStep step(device_, world, {{0, 8700, 301}});
@@ -68,14 +62,14 @@ TEST_F(FullPrefillCuda, LongContextsMatchTheFormula) {
 
 TEST_F(FullPrefillCuda, ManySelectedBlocksMatchTheFormula) {
   for (int selected : {1, 17, 64}) {
-    const AttentionWorld world(Shape(4, 2, 128, 128), {5000}, 93);
+    const AttentionWorld world(Bf16Shape(4, 2, 128, 128), {5000}, 93);
     AttentionStep step(device_, world, {{0, 4900, 100}});
     CheckSamples(world, step, case_.Run(world, step, selected));
   }
 }
 
 TEST_F(FullPrefillCuda, MoreSequencesThanOneLaunchHolds) {
-  const AttentionWorld world(Shape(4, 1, 128, 128), {200, 330, 70}, 94);
+  const AttentionWorld world(Bf16Shape(4, 1, 128, 128), {200, 330, 70}, 94);
   std::vector<StepRows> rows;
   for (int i = 0; i < 40; ++i) rows.push_back({i % 3, i % 4, 64 + i % 3});
   AttentionStep step(device_, world, rows);
@@ -83,8 +77,8 @@ TEST_F(FullPrefillCuda, MoreSequencesThanOneLaunchHolds) {
 }
 
 TEST_F(FullPrefillCuda, ChunksHaveTheBitsOfTheWholePrompt) {
-  for (const AttentionShape& shape : {Shape(8, 2, 64, 64), Shape(8, 2, 128, 128),
-                                      Shape(16, 1, 192, 128), Shape(8, 1, 256, 256)}) {
+  for (const AttentionShape& shape : {Bf16Shape(8, 2, 64, 64), Bf16Shape(8, 2, 128, 128),
+                                      Bf16Shape(16, 1, 192, 128), Bf16Shape(8, 1, 256, 256)}) {
     SCOPED_TRACE(shape.Name());
     const AttentionWorld world(shape, {1500, 400}, 95);
     AttentionStep whole(device_, world, {{0, 0, 1500}}, 11);
@@ -107,7 +101,7 @@ TEST_F(FullPrefillCuda, ChunksHaveTheBitsOfTheWholePrompt) {
 }
 
 TEST_F(FullPrefillCuda, TiesGoToTheLowerBlock) {
-  AttentionWorld world(Shape(2, 1, 64, 64), {1000}, 96);
+  AttentionWorld world(Bf16Shape(2, 1, 64, 64), {1000}, 96);
   // Every block repeats the first one, so all whole blocks tie.
   KeyValues& kv = world.mutable_pages(0, 0);
   for (size_t i = 64 * 64; i < kv.keys.size(); ++i) kv.keys[i] = kv.keys[i - 64 * 64];

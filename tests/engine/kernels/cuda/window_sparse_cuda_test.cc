@@ -12,13 +12,7 @@
 namespace hyserve::kernels::testing {
 namespace {
 
-using tensor::DType;
-
 constexpr int kAlignedStride = 8;  // elements
-
-AttentionShape Shape(int heads, int kv_heads, int head_dim, int v_head_dim, int window = 128) {
-  return {heads, kv_heads, head_dim, v_head_dim, window, DType::kBF16, DType::kBF16};
-}
 
 class WindowSparseCuda : public ::testing::Test {
  protected:
@@ -40,9 +34,9 @@ class WindowSparseCuda : public ::testing::Test {
 
 TEST_F(WindowSparseCuda, PromptsDecodeRowsAndShortChunksMatchTheFormula) {
   for (const AttentionShape& shape :
-       {Shape(8, 2, 64, 64), Shape(32, 8, 128, 128), Shape(32, 2, 192, 128),
-        Shape(6, 2, 64, 64, 100), Shape(12, 1, 128, 128), Shape(2, 2, 192, 128, 33),
-        Shape(64, 1, 64, 64, 200)}) {
+       {Bf16Shape(8, 2, 64, 64), Bf16Shape(32, 8, 128, 128), Bf16Shape(32, 2, 192, 128),
+        Bf16Shape(6, 2, 64, 64, 100), Bf16Shape(12, 1, 128, 128), Bf16Shape(2, 2, 192, 128, 33),
+        Bf16Shape(64, 1, 64, 64, 200)}) {
     const AttentionWorld world(shape, {200, 1000, 400, 70, 2100}, 71);
     // A whole prompt, a decode row, a chunk that begins inside a block, rows to verify, a far row.
     AttentionStep step(device_, world,
@@ -62,7 +56,7 @@ TEST_F(WindowSparseCuda, PromptsDecodeRowsAndShortChunksMatchTheFormula) {
 }
 
 TEST_F(WindowSparseCuda, ALongPromptMatchesTheFormula) {
-  const AttentionShape shape = Shape(64, 4, 192, 128);
+  const AttentionShape shape = Bf16Shape(64, 4, 192, 128);
   const AttentionWorld world(shape, {6000}, 72);
   AttentionStep step(device_, world, {{0, 4600, 1400}});
   const Variant variant = {true, true, Gate::kHead, 16};
@@ -72,7 +66,7 @@ TEST_F(WindowSparseCuda, ALongPromptMatchesTheFormula) {
 }
 
 TEST_F(WindowSparseCuda, ARowHasTheSameBitsInEveryChunkAndBatchOfItsKernel) {
-  const AttentionShape shape = Shape(16, 2, 128, 128);
+  const AttentionShape shape = Bf16Shape(16, 2, 128, 128);
   const AttentionWorld world(shape, {900, 500}, 73);
   const Variant variant = {true, true, Gate::kHead, 4};
   std::vector<int32_t> selection;
