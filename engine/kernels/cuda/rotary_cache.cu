@@ -306,8 +306,8 @@ bool Aligned16(const RingMemory& ring) {
 
 bool SourcesAligned(const KvWrite& write) {
   return Aligned16(write.q, write.q_stride) && Aligned16(write.k, write.k_stride) &&
-         Aligned16(write.v, write.v_stride) && write.head_dim % kVector == 0 && write.v_head_dim % kVector == 0 &&
-         write.angles.rotary_dim % (2 * kVector) == 0;
+         Aligned16(write.v, write.v_stride) && write.head_dim % kVector == 0 &&
+         write.v_head_dim % kVector == 0 && write.angles.rotary_dim % (2 * kVector) == 0;
 }
 
 }  // namespace
