@@ -1,6 +1,7 @@
 #include "engine/attention/attention_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -28,10 +29,19 @@ absl::Status CheckSequence(size_t index, const PlanSequence& sequence) {
   return absl::OkStatus();
 }
 
+// Rounded up to 4 to 7 times a power of two, so that a context of any length meets few values, none
+// much larger than itself.
+int64_t RoundBlocks(int64_t blocks) {
+  constexpr int64_t kLeast = 16;
+  if (blocks <= kLeast) return kLeast;
+  const int64_t step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(blocks))) / 4;
+  return (blocks + step - 1) / step * step;
+}
+
 }  // namespace
 
 absl::Status AttentionPlan::Build(tensor::Device& device,
-                                  std::span<const PlanSequence> sequences) {
+                                  std::span<const PlanSequence> sequences, bool repeatable) {
   batch_ = {};
   int64_t num_rows = 0;
   int64_t max_blocks = 1;
@@ -46,6 +56,11 @@ absl::Status AttentionPlan::Build(tensor::Device& device,
   }
   if (num_rows > std::numeric_limits<int32_t>::max()) {
     return absl::InvalidArgumentError("step: more rows than an int32 can number");
+  }
+  if (repeatable) {
+    max_blocks = RoundBlocks(max_blocks);
+    batch_.context_bound = static_cast<int>(std::min<int64_t>(
+        max_blocks * kv_cache::kTokensPerBlock, std::numeric_limits<int32_t>::max()));
   }
   const size_t num_seqs = sequences.size();
   batch_.num_seqs = static_cast<int>(num_seqs);

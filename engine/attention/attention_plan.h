@@ -28,7 +28,10 @@ class AttentionPlan {
  public:
   // INVALID_ARGUMENT: a sequence without rows, a negative position, or fewer blocks than its
   // context needs. Block ids are not checked here (the pool's bounds are the caller's).
-  absl::Status Build(tensor::Device& device, std::span<const PlanSequence> sequences);
+  // repeatable: every sequence has one row; the batch gets a context_bound, one of few values, and
+  // a page table with room for so many tokens.
+  absl::Status Build(tensor::Device& device, std::span<const PlanSequence> sequences,
+                     bool repeatable = false);
 
   // Valid until the next Build.
   const kernels::AttentionBatch& batch() const { return batch_; }

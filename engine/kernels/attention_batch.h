@@ -19,6 +19,10 @@ struct AttentionBatch {
   int num_rows = 0;
   int max_rows_per_seq = 0;
   int max_context = 0;  // largest position + 1
+  // > 0: no sequence's context is longer, and every sequence has one row. Sizes and grids are then
+  // to come from this in place of first_position, so that steps that differ in contexts only
+  // enqueue the same (Device::RunRecorded).
+  int context_bound = 0;
   // Host arrays.
   const int32_t* row_begin = nullptr;       // [num_seqs + 1]
   const int32_t* first_position = nullptr;  // [num_seqs]

@@ -36,6 +36,14 @@ void CheckRing(ShapeCheck& check, const WindowKv& ring, const AttentionBatch* ba
                "batch has no slab indices");
 }
 
+// Queries that an op may be given to rotate with the keys.
+void CheckQueries(ShapeCheck& check, const TensorView& q, int64_t rows, int head_dim,
+                  DType dtype) {
+  if (q.empty()) return;
+  check.Matrix("q", q, rows, q.cols, dtype)
+      .Require(head_dim > 0 && q.cols % head_dim == 0, "q must have whole heads");
+}
+
 bool DividesInto(int kv_heads, int heads) {
   return kv_heads > 0 && heads > 0 && heads % kv_heads == 0;
 }
@@ -64,6 +72,7 @@ absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params) {
   check.Batch(params.batch, rows)
       .Matrix("k", params.k, rows, static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim, dtype)
       .Matrix("v", params.v, rows, static_cast<int64_t>(kv.num_kv_heads) * kv.v_head_dim, dtype);
+  CheckQueries(check, params.q, rows, kv.head_dim, dtype);
   if (!check.ok()) return check.status();
   return Dispatch(device, "AppendPagedKv", cpu::AppendPagedKv, cuda::AppendPagedKv, params);
 }
@@ -80,6 +89,16 @@ absl::Status PrepareWindowKv(Device& device, const PrepareWindowKvParams& params
       .Matrix("v", params.v, rows, params.v.cols, dtype)
       .Matrix("step_k", params.step_k, rows, params.k.cols, params.step_k.dtype)
       .Matrix("step_v", params.step_v, rows, params.v.cols, params.step_k.dtype);
+  CheckQueries(check, params.q, rows, params.head_dim, dtype);
+  if (const WindowKv& ring = params.ring; ring.data != nullptr) {
+    CheckRing(check, ring, params.batch);
+    check.Require(ring.dtype == params.step_k.dtype && ring.num_kv_heads == params.num_kv_heads &&
+                      ring.head_dim == params.head_dim &&
+                      int64_t{ring.v_head_dim} * ring.num_kv_heads == params.v.cols,
+                  "ring must have the dtype, heads and dims of step_k and step_v")
+        .Require(params.batch == nullptr || params.batch->max_rows_per_seq <= 1,
+                 "a ring can be written at once only with one row per sequence");
+  }
   if (!check.ok()) return check.status();
   return Dispatch(device, "PrepareWindowKv", cpu::PrepareWindowKv, cuda::PrepareWindowKv, params);
 }

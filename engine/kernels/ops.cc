@@ -70,6 +70,22 @@ absl::Status SwiGlu(Device& device, const SwiGluParams& params) {
   return Dispatch(device, "SwiGlu", cpu::SwiGlu, cuda::SwiGlu, params);
 }
 
+absl::Status LinearSwiGlu(Device& device, const LinearSwiGluParams& params) {
+  const DType dtype = device.activation_dtype();
+  const int64_t rows = params.x.rows;
+  const int64_t intermediate = params.out.cols;
+  ShapeCheck check("LinearSwiGlu");
+  check.Require(params.weight != nullptr, "no weight");
+  if (!check.ok()) return check.status();
+  check.Require(params.weight->out_features() == 2 * intermediate,
+                "weight must be [2 * intermediate, in_features]")
+      .Matrix("x", params.x, rows, params.weight->in_features(), dtype)
+      .Matrix("gate_up", params.gate_up, rows, 2 * intermediate, dtype)
+      .Matrix("out", params.out, rows, intermediate, dtype);
+  if (!check.ok()) return check.status();
+  return Dispatch(device, "LinearSwiGlu", cpu::LinearSwiGlu, cuda::LinearSwiGlu, params);
+}
+
 absl::Status GatherRows(Device& device, const GatherRowsParams& params) {
   ShapeCheck check("GatherRows");
   check.Matrix("x", params.x, params.x.rows, params.x.cols, params.x.dtype)

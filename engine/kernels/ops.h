@@ -86,6 +86,15 @@ struct SwiGluParams {
 };
 absl::Status SwiGlu(Device& device, const SwiGluParams& params);
 
+// Both in one: out = silu(gate) * up of [gate, up] = x W^T, rounded as by Linear and SwiGlu.
+struct LinearSwiGluParams {
+  TensorView x;  // [num_rows, in_features]
+  const PackedMatrix* weight = nullptr;  // [2 * intermediate, in_features]
+  TensorView gate_up;  // [num_rows, 2 * intermediate]: room for the product, undefined afterwards
+  TensorView out;      // [num_rows, intermediate]
+};
+absl::Status LinearSwiGlu(Device& device, const LinearSwiGluParams& params);
+
 // out[i] = x[rows[i]].
 struct GatherRowsParams {
   TensorView x;                   // [num_rows, cols]
@@ -133,9 +142,10 @@ struct RotaryParams {
 };
 absl::Status Rotary(Device& device, const RotaryParams& params);
 
-// Rotates k (as Rotary, in place), multiplies v by value_scale, rounds both to the cache's dtype
-// and writes them to the pages of each row's sequence.
+// Rotates q and k (as Rotary, in place), multiplies v by value_scale, rounds k and v to the cache's
+// dtype and writes them to the pages of each row's sequence.
 struct AppendPagedKvParams {
+  TensorView q = {};  // [num_rows, num_heads * head_dim] or empty
   TensorView k;  // [num_rows, num_kv_heads * head_dim]
   TensorView v;  // [num_rows, num_kv_heads * v_head_dim]
   int rotary_dim = 0;
@@ -148,8 +158,11 @@ absl::Status AppendPagedKv(Device& device, const AppendPagedKvParams& params);
 
 // The same for a window layer, but into a buffer of this step's rows: the rings still hold keys
 // that the step's first rows must see. WindowSparseAttention reads ring and buffer; StoreWindowKv
-// then moves the last rows into the ring.
+// then moves the last rows into the ring. With one row per sequence the slot that the row takes
+// holds the key that has just left the window: then the ring, if given, is written at once and
+// StoreWindowKv is not needed.
 struct PrepareWindowKvParams {
+  TensorView q = {};  // [num_rows, num_heads * head_dim] or empty
   TensorView k;
   TensorView v;
   int rotary_dim = 0;
@@ -160,6 +173,7 @@ struct PrepareWindowKvParams {
   TensorView step_v;  // [num_rows, num_kv_heads * v_head_dim], cache dtype
   int num_kv_heads = 0;
   int head_dim = 0;
+  WindowKv ring = {};  // data null: not written; REQUIRES one row per sequence
 };
 absl::Status PrepareWindowKv(Device& device, const PrepareWindowKvParams& params);
 

@@ -53,26 +53,17 @@ const double* InvFreq(const StepContext& step, LayerKind kind) {
   return static_cast<const double*>(buffer.data());
 }
 
-absl::Status RotateQueries(StepContext& step, LayerKind kind, const TensorView& q,
-                           const kernels::AttentionBatch& batch) {
-  const AttentionShape& shape = step.config.shape(kind);
-  return kernels::Rotary(step.device, {.x = q,
-                                       .num_heads = shape.num_heads,
-                                       .head_dim = shape.head_dim,
-                                       .rotary_dim = shape.rotary_dim,
-                                       .inv_freq = InvFreq(step, kind),
-                                       .positions = batch.positions});
-}
-
 float Scale(const AttentionShape& shape) {
   return static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
+// Rotates queries and keys, and caches the keys and values.
 absl::Status AppendKv(StepContext& step, int layer, const Projected& projected) {
   const int layer_slot = step.slots[layer].layer_slot;
   const AttentionShape& shape = step.config.full;
   if (absl::Status status = kernels::AppendPagedKv(
-          step.device, {.k = projected.k,
+          step.device, {.q = projected.q,
+                        .k = projected.k,
                         .v = projected.v,
                         .rotary_dim = shape.rotary_dim,
                         .inv_freq = InvFreq(step, LayerKind::kFull),
@@ -89,14 +80,12 @@ absl::Status AppendKv(StepContext& step, int layer, const Projected& projected) 
   return AnnounceReadyLayers(step);
 }
 
-// Attention of a full layer and its output projection, for the rows of `batch`.
+// Attention of a full layer, with rotated queries, and its output projection, for the rows of
+// `batch`.
 absl::StatusOr<TensorView> AttendFull(StepContext& step, int layer, const TensorView& q,
                                       const kernels::AttentionBatch& batch, int32_t* selection) {
   const AttentionShape& shape = step.config.full;
   const DType dtype = step.device.activation_dtype();
-  if (absl::Status status = RotateQueries(step, LayerKind::kFull, q, batch); !status.ok()) {
-    return status;
-  }
   const absl::StatusOr<TensorView> attention = step.workspace.Get(
       Workspace::kAttention, dtype, q.rows, int64_t{shape.num_heads} * shape.v_head_dim);
   if (!attention.ok()) return attention.status();
@@ -129,8 +118,9 @@ absl::StatusOr<TensorView> AttendFull(StepContext& step, int layer, const Tensor
 struct StepKv {
   TensorView k, v;
 };
-absl::StatusOr<StepKv> PrepareStepKv(StepContext& step, LayerKind kind,
-                                     const Projected& projected) {
+// Queries are rotated with the keys. With `ring` the rows are in the ring too.
+absl::StatusOr<StepKv> PrepareStepKv(StepContext& step, LayerKind kind, const Projected& projected,
+                                     const kernels::WindowKv& ring) {
   const AttentionShape& shape = step.config.shape(kind);
   const DType dtype = step.pool.layout().dtype;
   const absl::StatusOr<TensorView> k =
@@ -140,7 +130,8 @@ absl::StatusOr<StepKv> PrepareStepKv(StepContext& step, LayerKind kind,
       step.workspace.Get(Workspace::kStepV, dtype, projected.v.rows, projected.v.cols);
   if (!v.ok()) return v.status();
   if (absl::Status status = kernels::PrepareWindowKv(
-          step.device, {.k = projected.k,
+          step.device, {.q = projected.q,
+                        .k = projected.k,
                         .v = projected.v,
                         .rotary_dim = shape.rotary_dim,
                         .inv_freq = InvFreq(step, kind),
@@ -149,7 +140,8 @@ absl::StatusOr<StepKv> PrepareStepKv(StepContext& step, LayerKind kind,
                         .step_k = *k,
                         .step_v = *v,
                         .num_kv_heads = shape.num_kv_heads,
-                        .head_dim = shape.head_dim});
+                        .head_dim = shape.head_dim,
+                        .ring = ring});
       !status.ok()) {
     return status;
   }
@@ -163,9 +155,6 @@ absl::StatusOr<TensorView> AttendWindow(StepContext& step, int layer, const Proj
   const LayerWeights& weights = step.weights.layers[layer];
   const LayerSlots& slots = step.slots[layer];
   const DType dtype = step.device.activation_dtype();
-  if (absl::Status status = RotateQueries(step, kind, projected.q, step.batch); !status.ok()) {
-    return status;
-  }
   const absl::StatusOr<TensorView> attention =
       step.workspace.Get(Workspace::kAttention, dtype, projected.q.rows,
                          int64_t{shape.num_heads} * shape.v_head_dim);
@@ -203,14 +192,8 @@ absl::StatusOr<TensorView> RunFullLayer(StepContext& step, int layer, const Tens
   if (!projected.ok()) return projected.status();
   if (absl::Status status = AppendKv(step, layer, *projected); !status.ok()) return status;
 
-  int32_t* selection = nullptr;
-  if (const int oracle = step.slots[layer].oracle; oracle >= 0) {
-    const absl::StatusOr<int32_t*> buffer = step.workspace.Selection(
-        oracle,
-        normed.rows * step.config.full.num_kv_heads * int64_t{step.config.selected_blocks()});
-    if (!buffer.ok()) return buffer.status();
-    selection = step.selections[oracle] = *buffer;
-  }
+  const int oracle = step.slots[layer].oracle;
+  int32_t* const selection = oracle < 0 ? nullptr : step.selections[oracle];
   return AttendFull(step, layer, projected->q, step.batch, selection);
 }
 
@@ -219,8 +202,11 @@ absl::StatusOr<TensorView> RunWindowLayer(StepContext& step, int layer, const Te
   const LayerWeights& weights = step.weights.layers[layer];
   const absl::StatusOr<Projected> projected = Project(step, weights, normed);
   if (!projected.ok()) return projected.status();
+  const kernels::WindowKv ring = step.pool.Window(step.slots[layer].ring);
+  const bool one_row_each = step.batch.max_rows_per_seq == 1;
   const absl::StatusOr<StepKv> step_kv =
-      PrepareStepKv(step, step.config.layers[layer].kind, *projected);
+      PrepareStepKv(step, step.config.layers[layer].kind, *projected,
+                    one_row_each ? ring : kernels::WindowKv());
   if (!step_kv.ok()) return step_kv.status();
 
   TensorView delta;
@@ -239,12 +225,11 @@ absl::StatusOr<TensorView> RunWindowLayer(StepContext& step, int layer, const Te
       return status;
     }
   }
+  if (one_row_each) return delta;
   // After the attention: until then the ring holds keys that the step's first rows see.
   if (absl::Status status = kernels::StoreWindowKv(
-          step.device, {.step_k = step_kv->k,
-                        .step_v = step_kv->v,
-                        .batch = &step.batch,
-                        .ring = step.pool.Window(step.slots[layer].ring)});
+          step.device,
+          {.step_k = step_kv->k, .step_v = step_kv->v, .batch = &step.batch, .ring = ring});
       !status.ok()) {
     return status;
   }
@@ -267,6 +252,17 @@ absl::StatusOr<TensorView> RunPrunedLayer(StepContext& step, int layer,
   if (!q.ok()) return q.status();
   if (absl::Status status = kernels::Linear(
           step.device, {.x = chosen_normed, .weight = weights.pruned_q.get(), .y = *q});
+      !status.ok()) {
+    return status;
+  }
+  const AttentionShape& shape = step.config.full;
+  if (absl::Status status =
+          kernels::Rotary(step.device, {.x = *q,
+                                        .num_heads = shape.num_heads,
+                                        .head_dim = shape.head_dim,
+                                        .rotary_dim = shape.rotary_dim,
+                                        .inv_freq = InvFreq(step, LayerKind::kFull),
+                                        .positions = step.chosen_batch.positions});
       !status.ok()) {
     return status;
   }

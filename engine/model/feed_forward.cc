@@ -14,16 +14,12 @@ absl::Status RunDense(StepContext& step, const LayerWeights& weights, const Tens
   const absl::StatusOr<TensorView> projected =
       step.workspace.Get(Workspace::kGateUp, dtype, normed.rows, gate_up.out_features());
   if (!projected.ok()) return projected.status();
-  if (absl::Status status =
-          kernels::Linear(step.device, {.x = normed, .weight = &gate_up, .y = *projected});
-      !status.ok()) {
-    return status;
-  }
   const absl::StatusOr<TensorView> activated =
       step.workspace.Get(Workspace::kActivated, dtype, normed.rows, gate_up.out_features() / 2);
   if (!activated.ok()) return activated.status();
-  if (absl::Status status =
-          kernels::SwiGlu(step.device, {.gate_up = *projected, .out = *activated});
+  if (absl::Status status = kernels::LinearSwiGlu(
+          step.device,
+          {.x = normed, .weight = &gate_up, .gate_up = *projected, .out = *activated});
       !status.ok()) {
     return status;
   }

@@ -20,6 +20,14 @@ namespace {
 using attention::PlanSequence;
 using tensor::TensorView;
 
+bool Wanted(const StepInput& input, std::initializer_list<SequenceRows::Logits> kinds) {
+  return std::any_of(input.sequences.begin(), input.sequences.end(),
+                     [&](const SequenceRows& sequence) {
+                       return std::find(kinds.begin(), kinds.end(), sequence.logits) !=
+                              kinds.end();
+                     });
+}
+
 class HySparseModel final : public Model {
  public:
   HySparseModel(tensor::Device& device, const ModelConfig& config, ModelWeights weights,
@@ -51,14 +59,19 @@ class HySparseModel final : public Model {
                         .workspace = workspace_,
                         .on_layer_kv_ready = input.on_layer_kv_ready,
                         .batch = plan_.batch(),
-                        .chosen_batch = chosen_plan_.batch(),
+                        .chosen_batch = chosen_is_all_ ? plan_.batch() : chosen_plan_.batch(),
                         .chosen_rows = ids_.device(plan_.batch().num_rows),
-                        .chosen_is_all =
-                            chosen_plan_.batch().num_rows == plan_.batch().num_rows,
-                        .selections = std::vector<int32_t*>(layout_.oracle_slots.size())};
-    if (absl::Status status = RunLayers(step, output); !status.ok()) return status;
+                        .chosen_is_all = chosen_is_all_};
+    if (absl::Status status = PrepareResults(input, step); !status.ok()) return status;
+    const auto run = [&] { return RunLayers(step); };
+    if (absl::Status status = step.batch.context_bound > 0
+                                  ? device_.RunRecorded(RecordingKey(step), run)
+                                  : run();
+        !status.ok()) {
+      return status;
+    }
     if (absl::Status status = AnnounceAllLayers(step); !status.ok()) return status;
-    if (absl::Status status = CopyLogits(input, output); !status.ok()) return status;
+    if (absl::Status status = CopyResults(input, output); !status.ok()) return status;
     return CopySelections(input, step, output);
   }
 
@@ -70,14 +83,16 @@ class HySparseModel final : public Model {
   };
 
   absl::Status Plan(const StepInput& input, StepOutput* output);
-  absl::Status RunLayers(StepContext& step, StepOutput* output);
+  absl::Status PrepareResults(const StepInput& input, StepContext& step);
+  std::vector<int64_t> RecordingKey(const StepContext& step) const;
+  absl::Status RunLayers(StepContext& step);
   absl::StatusOr<TensorView> Normalise(Workspace::Slot slot, Stream& stream,
                                        const tensor::Buffer& weight);
   absl::StatusOr<TensorView> Choose(const StepContext& step, Workspace::Slot slot,
                                     const TensorView& rows);
   absl::Status RunLastFullLayer(StepContext& step, int layer, Stream& stream);
   absl::Status ComputeLogits(StepContext& step, Stream& stream);
-  absl::Status CopyLogits(const StepInput& input, StepOutput* output);
+  absl::Status CopyResults(const StepInput& input, StepOutput* output);
   absl::Status CopySelections(const StepInput& input, const StepContext& step,
                               StepOutput* output);
 
@@ -88,9 +103,12 @@ class HySparseModel final : public Model {
   const ModelWeights weights_;
   Workspace workspace_;
   attention::AttentionPlan plan_;         // all rows
-  attention::AttentionPlan chosen_plan_;  // rows whose logits are wanted
-  attention::StagedArray ids_;            // token ids of all rows, then the chosen rows
-  TensorView logits_;                     // of this step, on the device
+  attention::AttentionPlan chosen_plan_;  // rows whose logits are wanted, where not all
+  bool chosen_is_all_ = false;
+  attention::StagedArray ids_;  // token ids of all rows, then the chosen rows
+  // Of this step, on the device; without rows where none are wanted.
+  TensorView logits_;
+  TensorView greedy_tokens_;
 };
 
 absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
@@ -120,8 +138,53 @@ absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
   }
   for (const int32_t chosen_row : chosen_rows) ids_.Push(chosen_row);
   if (absl::Status status = ids_.Upload(device_); !status.ok()) return status;
-  if (absl::Status status = plan_.Build(device_, all); !status.ok()) return status;
-  return chosen_plan_.Build(device_, chosen);
+  chosen_is_all_ = static_cast<int32_t>(chosen_rows.size()) == row;
+  // What only generates is the same step again and again.
+  const bool repeatable =
+      chosen_is_all_ && row == static_cast<int32_t>(all.size()) && !input.on_layer_kv_ready;
+  if (absl::Status status = plan_.Build(device_, all, repeatable); !status.ok()) return status;
+  return chosen_is_all_ ? absl::OkStatus() : chosen_plan_.Build(device_, chosen);
+}
+
+// Where the results of the step go.
+absl::Status HySparseModel::PrepareResults(const StepInput& input, StepContext& step) {
+  step.selections.resize(layout_.oracle_slots.size());
+  for (size_t oracle = 0; oracle < step.selections.size(); ++oracle) {
+    const absl::StatusOr<int32_t*> buffer = workspace_.Selection(
+        static_cast<int>(oracle),
+        step.batch.num_rows * int64_t{layout_.num_kv_heads} * layout_.selected_blocks);
+    if (!buffer.ok()) return buffer.status();
+    step.selections[oracle] = *buffer;
+  }
+  logits_ = greedy_tokens_ = TensorView();
+  if (step.num_chosen() == 0) return absl::OkStatus();
+  const absl::StatusOr<TensorView> logits = workspace_.Get(
+      Workspace::kLogits, tensor::DType::kF32, step.num_chosen(), config_.vocab_size);
+  if (!logits.ok()) return logits.status();
+  logits_ = *logits;
+  if (!Wanted(input, {SequenceRows::Logits::kGreedy})) return absl::OkStatus();
+  const absl::StatusOr<TensorView> tokens =
+      workspace_.Get(Workspace::kGreedyTokens, tensor::DType::kI32, 1, logits_.rows);
+  if (!tokens.ok()) return tokens.status();
+  greedy_tokens_ = *tokens;
+  return absl::OkStatus();
+}
+
+// All that RunLayers depends on beside the model and its workspace, which keep their places as long
+// as nothing is allocated.
+std::vector<int64_t> HySparseModel::RecordingKey(const StepContext& step) const {
+  const auto address = [](const void* data) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
+  };
+  return {address(this),
+          address(&step.pool),
+          address(step.pool.block_memory().data()),
+          address(step.pool.slab_memory().data()),
+          step.batch.num_rows,
+          step.batch.context_bound,
+          address(step.batch.positions),
+          address(ids_.device(0)),
+          greedy_tokens_.empty() ? 0 : 1};
 }
 
 absl::StatusOr<TensorView> HySparseModel::Normalise(Workspace::Slot slot, Stream& stream,
@@ -156,7 +219,7 @@ absl::StatusOr<TensorView> HySparseModel::Choose(const StepContext& step, Worksp
   return *out;
 }
 
-absl::Status HySparseModel::RunLayers(StepContext& step, StepOutput* output) {
+absl::Status HySparseModel::RunLayers(StepContext& step) {
   Stream stream;
   const absl::StatusOr<TensorView> hidden =
       workspace_.Get(Workspace::kHidden, device_.activation_dtype(), step.batch.num_rows,
@@ -169,9 +232,6 @@ absl::Status HySparseModel::RunLayers(StepContext& step, StepOutput* output) {
       !status.ok()) {
     return status;
   }
-  output->logits.clear();
-  output->greedy_tokens.clear();
-  logits_ = TensorView();
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
     const LayerWeights& weights = weights_.layers[layer];
     const bool last = layer == config_.num_layers() - 1;
@@ -233,39 +293,31 @@ absl::Status HySparseModel::ComputeLogits(StepContext& step, Stream& stream) {
   const absl::StatusOr<TensorView> normed =
       Normalise(Workspace::kChosenNormed, stream, weights_.final_norm);
   if (!normed.ok()) return normed.status();
-
-  const absl::StatusOr<TensorView> logits = workspace_.Get(
-      Workspace::kLogits, tensor::DType::kF32, step.num_chosen(), config_.vocab_size);
-  if (!logits.ok()) return logits.status();
-  logits_ = *logits;
-  return kernels::Linear(device_, {.x = *normed, .weight = weights_.logits.get(), .y = logits_});
+  if (absl::Status status = kernels::Linear(
+          device_, {.x = *normed, .weight = weights_.logits.get(), .y = logits_});
+      !status.ok() || greedy_tokens_.empty()) {
+    return status;
+  }
+  return kernels::ArgmaxRows(device_,
+                             {.x = logits_, .token_ids = greedy_tokens_.Row<int32_t>(0)});
 }
 
 // After the layers are announced, because it waits for the whole step.
-absl::Status HySparseModel::CopyLogits(const StepInput& input, StepOutput* output) {
-  using Logits = SequenceRows::Logits;
-  const auto wanted = [&](std::initializer_list<Logits> kinds) {
-    return std::any_of(input.sequences.begin(), input.sequences.end(),
-                       [&](const SequenceRows& sequence) {
-                         return std::find(kinds.begin(), kinds.end(), sequence.logits) !=
-                                kinds.end();
-                       });
-  };
-  if (logits_.empty()) return absl::OkStatus();
-  if (wanted({Logits::kGreedy})) {
-    const absl::StatusOr<TensorView> tokens =
-        workspace_.Get(Workspace::kGreedyTokens, tensor::DType::kI32, 1, logits_.rows);
-    if (!tokens.ok()) return tokens.status();
-    output->greedy_tokens.resize(logits_.rows);
-    absl::Status status = kernels::ArgmaxRows(
-        device_, {.x = logits_, .token_ids = tokens->Row<int32_t>(0)});
-    if (status.ok()) {
-      status = device_.CopyToHost(output->greedy_tokens.data(), tokens->data,
-                                  output->greedy_tokens.size() * sizeof(int32_t));
+absl::Status HySparseModel::CopyResults(const StepInput& input, StepOutput* output) {
+  output->logits.clear();
+  output->greedy_tokens.resize(greedy_tokens_.cols);
+  if (!greedy_tokens_.empty()) {
+    if (absl::Status status =
+            device_.CopyToHost(output->greedy_tokens.data(), greedy_tokens_.data,
+                               output->greedy_tokens.size() * sizeof(int32_t));
+        !status.ok()) {
+      return status;
     }
-    if (!status.ok()) return status;
   }
-  if (!wanted({Logits::kLast, Logits::kAll})) return absl::OkStatus();
+  if (logits_.empty() ||
+      !Wanted(input, {SequenceRows::Logits::kLast, SequenceRows::Logits::kAll})) {
+    return absl::OkStatus();
+  }
   output->logits.resize(logits_.rows * logits_.cols);
   return device_.CopyToHost(output->logits.data(), logits_.data,
                             output->logits.size() * sizeof(float));

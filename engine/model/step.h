@@ -49,7 +49,7 @@ struct StepContext {
   int64_t num_chosen() const { return chosen_batch.num_rows; }
 
   // [num_rows][kv heads][selected_blocks] of each oracle, filled as the layers run.
-  std::vector<int32_t*> selections;
+  std::vector<int32_t*> selections = {};
 
   // Full layers whose keys and values are enqueued but not announced yet.
   struct PendingLayer {

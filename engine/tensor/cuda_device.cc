@@ -226,6 +226,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const DeviceOptio
 CudaDevice::~CudaDevice() {
   if (!MakeCurrent().ok()) return;
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  recordings_.Clear();
   uploads_.reset();
   downloads_.reset();
   for (const cudaEvent_t event : markers_) {
@@ -238,6 +239,13 @@ CudaDevice::~CudaDevice() {
 
 absl::Status CudaDevice::MakeCurrent() const {
   return CudaStatus(cudaSetDevice(ordinal_), "choosing the GPU");
+}
+
+absl::Status CudaDevice::CheckNotRecording() const {
+  if (recordings_.recording()) {
+    return absl::FailedPreconditionError("device: not while ops are recorded");
+  }
+  return MakeCurrent();
 }
 
 std::string CudaDevice::Description() const {
@@ -256,8 +264,9 @@ absl::StatusOr<size_t> CudaDevice::FreeBytes() const {
 
 absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
   if (bytes == 0) return Buffer();
-  absl::Status status = MakeCurrent();
+  absl::Status status = CheckNotRecording();
   if (!status.ok()) return status;
+  num_allocations_.fetch_add(1);
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
   if (error == cudaErrorMemoryAllocation) {
@@ -279,14 +288,14 @@ absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
 }
 
 absl::Status CudaDevice::CopyToDevice(void* device_dst, const void* host_src, size_t bytes) {
-  const absl::Status status = MakeCurrent();
+  const absl::Status status = CheckNotRecording();
   if (!status.ok()) return status;
   return uploads_->Upload(static_cast<std::byte*>(device_dst),
                           static_cast<const std::byte*>(host_src), bytes, stream_);
 }
 
 absl::Status CudaDevice::CopyToHost(void* host_dst, const void* device_src, size_t bytes) {
-  const absl::Status status = MakeCurrent();
+  const absl::Status status = CheckNotRecording();
   if (!status.ok()) return status;
   return downloads_->Download(static_cast<std::byte*>(host_dst),
                               static_cast<const std::byte*>(device_src), bytes, stream_);
@@ -301,7 +310,7 @@ absl::Status CudaDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) 
 }
 
 absl::StatusOr<int64_t> CudaDevice::Mark() {
-  absl::Status status = MakeCurrent();
+  absl::Status status = CheckNotRecording();
   cudaEvent_t& event = markers_[next_marker_ % kMarkers];
   if (status.ok() && event == nullptr) {
     status = CudaStatus(cudaEventCreateWithFlags(&event, cudaEventDisableTiming),
@@ -324,8 +333,15 @@ absl::Status CudaDevice::WaitFor(int64_t marker) {
   return CudaStatus(cudaEventSynchronize(markers_[marker % kMarkers]), "waiting for the GPU");
 }
 
-absl::Status CudaDevice::Synchronize() {
+absl::Status CudaDevice::RunRecorded(const std::vector<int64_t>& key,
+                                     absl::FunctionRef<absl::Status()> enqueue) {
   const absl::Status status = MakeCurrent();
+  if (!status.ok()) return status;
+  return recordings_.Run(key, num_allocations_, stream_, enqueue);
+}
+
+absl::Status CudaDevice::Synchronize() {
+  const absl::Status status = CheckNotRecording();
   if (!status.ok()) return status;
   return CudaStatus(cudaStreamSynchronize(stream_), "waiting for the GPU");
 }

@@ -11,14 +11,17 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/tensor/cuda_recordings.h"
 #include "engine/tensor/device.h"
 
 namespace hyserve::tensor {
@@ -45,18 +48,21 @@ class CudaDevice : public Device {
   absl::StatusOr<int64_t> Mark() override;
   absl::StatusOr<bool> Reached(int64_t marker) override;
   absl::Status WaitFor(int64_t marker) override;
+  absl::Status RunRecorded(const std::vector<int64_t>& key,
+                           absl::FunctionRef<absl::Status()> enqueue) override;
   absl::Status Synchronize() override;
 
   int ordinal() const { return ordinal_; }
   int num_sms() const { return num_sms_; }
   cudaStream_t stream() const { return stream_; }
   cublasLtHandle_t blas() const { return blas_; }
+  const CudaRecordings& recordings() const { return recordings_; }
 
   // Device memory that ops reuse from call to call: contents are undefined, 256-byte aligned, valid
   // for kernels enqueued before the next call with the same slot. Grows by synchronising and
   // allocating anew, so ops ask for bounded sizes. RESOURCE_EXHAUSTED when it cannot grow.
   // kTickets is zero when it is allocated, and every op that uses it leaves it zero.
-  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kTickets, kNumSlots };
+  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kArgmax, kTickets, kNumSlots };
   absl::StatusOr<std::byte*> Workspace(WorkspaceSlot slot, size_t bytes);
 
  private:
@@ -64,6 +70,8 @@ class CudaDevice : public Device {
 
   CudaDevice(int ordinal, int num_sms);
   absl::Status MakeCurrent() const;
+  // As MakeCurrent; FAILED_PRECONDITION for what a recording cannot hold.
+  absl::Status CheckNotRecording() const;
 
   const int ordinal_;
   const int num_sms_;
@@ -74,6 +82,8 @@ class CudaDevice : public Device {
   std::unique_ptr<Staging> uploads_;
   std::unique_ptr<Staging> downloads_;
   std::array<Buffer, static_cast<size_t>(WorkspaceSlot::kNumSlots)> workspaces_;
+  std::atomic<int64_t> num_allocations_{0};
+  CudaRecordings recordings_;
   // Marker m is the event m % kMarkers, created when first used.
   std::array<cudaEvent_t, kMarkers> markers_{};
   int64_t next_marker_ = 0;

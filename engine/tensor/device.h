@@ -11,7 +11,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/tensor/buffer.h"
@@ -39,7 +41,7 @@ class Device {
   virtual std::string Description() const = 0;
 
   // Zero-filled memory, aligned to at least 64 bytes. RESOURCE_EXHAUSTED when there is not enough.
-  // Thread-safe.
+  // Thread-safe, but not beside RunRecorded.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
 
   // What Allocate() could still give, in bytes. UNIMPLEMENTED where the device does not know (the
@@ -63,6 +65,15 @@ class Device {
   virtual absl::StatusOr<int64_t> Mark() { return 0; }
   virtual absl::StatusOr<bool> Reached(int64_t marker) { return true; }
   virtual absl::Status WaitFor(int64_t marker) { return absl::OkStatus(); }
+  // Runs `enqueue`, which calls ops. Under the same key it must always enqueue the same: `key`
+  // names all that the ops depend on, addresses, shapes and numbers of the host; what memory holds
+  // may differ. So the device may keep what it enqueued and enqueue that again without calling
+  // `enqueue`, at less cost. Recordings are forgotten when memory is allocated: it may lie where
+  // the recorded ops' memory was.
+  virtual absl::Status RunRecorded(const std::vector<int64_t>& key,
+                                   absl::FunctionRef<absl::Status()> enqueue) {
+    return enqueue();
+  }
   // An error that stays, call after call, means that the device is lost.
   virtual absl::Status Synchronize() = 0;
 };

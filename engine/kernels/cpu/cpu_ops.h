@@ -23,6 +23,7 @@ absl::Status EmbedTokens(CpuDevice& device, const EmbedTokensParams& params);
 absl::Status AddRmsNorm(CpuDevice& device, const AddRmsNormParams& params);
 absl::Status Linear(CpuDevice& device, const LinearParams& params);
 absl::Status SwiGlu(CpuDevice& device, const SwiGluParams& params);
+absl::Status LinearSwiGlu(CpuDevice& device, const LinearSwiGluParams& params);
 absl::Status GatherRows(CpuDevice& device, const GatherRowsParams& params);
 absl::Status ArgmaxRows(CpuDevice& device, const ArgmaxRowsParams& params);
 absl::Status MixtureOfExperts(CpuDevice& device, const MoeParams& params);

@@ -76,6 +76,14 @@ absl::Status SwiGlu(CpuDevice& device, const SwiGluParams& params) {
   return absl::OkStatus();
 }
 
+absl::Status LinearSwiGlu(CpuDevice& device, const LinearSwiGluParams& params) {
+  if (absl::Status status = Linear(device, {params.x, params.weight, params.gate_up});
+      !status.ok()) {
+    return status;
+  }
+  return SwiGlu(device, {params.gate_up, params.out});
+}
+
 absl::Status GatherRows(CpuDevice& device, const GatherRowsParams& params) {
   const int64_t bytes = params.out.cols * static_cast<int64_t>(tensor::SizeOf(params.out.dtype));
   ForEachRowGroup(device, params.out.rows, params.out.cols, [&](int64_t begin, int64_t end) {

@@ -42,6 +42,17 @@ void StoreHead(const SimdKernels& simd, const float* x, int64_t n, DType dtype, 
   }
 }
 
+absl::Status RotateQueries(CpuDevice& device, const TensorView& q, int head_dim, int rotary_dim,
+                           const double* inv_freq, const AttentionBatch& batch) {
+  if (q.empty()) return absl::OkStatus();
+  return Rotary(device, {.x = q,
+                         .num_heads = static_cast<int>(q.cols / head_dim),
+                         .head_dim = head_dim,
+                         .rotary_dim = rotary_dim,
+                         .inv_freq = inv_freq,
+                         .positions = batch.positions});
+}
+
 }  // namespace
 
 absl::Status Rotary(CpuDevice& device, const RotaryParams& params) {
@@ -92,7 +103,7 @@ absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params)
       }
     }
   });
-  return absl::OkStatus();
+  return RotateQueries(device, params.q, kv.head_dim, params.rotary_dim, params.inv_freq, batch);
 }
 
 absl::Status PrepareWindowKv(CpuDevice& device, const PrepareWindowKvParams& params) {
@@ -116,7 +127,13 @@ absl::Status PrepareWindowKv(CpuDevice& device, const PrepareWindowKvParams& par
       StoreHead(simd, scaled.data(), params.v.cols, dtype, params.step_v.Rows(row, 1).data);
     }
   });
-  return absl::OkStatus();
+  if (params.ring.data != nullptr) {
+    const absl::Status status =
+        StoreWindowKv(device, {params.step_k, params.step_v, params.batch, params.ring});
+    if (!status.ok()) return status;
+  }
+  return RotateQueries(device, params.q, params.head_dim, params.rotary_dim, params.inv_freq,
+                       *params.batch);
 }
 
 absl::Status StoreWindowKv(CpuDevice& device, const StoreWindowKvParams& params) {

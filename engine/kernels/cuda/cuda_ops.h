@@ -22,6 +22,7 @@ absl::Status EmbedTokens(CudaDevice& device, const EmbedTokensParams& params);
 absl::Status AddRmsNorm(CudaDevice& device, const AddRmsNormParams& params);
 absl::Status Linear(CudaDevice& device, const LinearParams& params);
 absl::Status SwiGlu(CudaDevice& device, const SwiGluParams& params);
+absl::Status LinearSwiGlu(CudaDevice& device, const LinearSwiGluParams& params);
 absl::Status GatherRows(CudaDevice& device, const GatherRowsParams& params);
 absl::Status ArgmaxRows(CudaDevice& device, const ArgmaxRowsParams& params);
 absl::Status MixtureOfExperts(CudaDevice& device, const MoeParams& params);

@@ -73,8 +73,22 @@ absl::Status GatherRows(CudaDevice& device, const GatherRowsParams& params) {
 }
 
 absl::Status ArgmaxRows(CudaDevice& device, const ArgmaxRowsParams& params) {
-  return CudaStatus(LaunchArgmax(static_cast<const float*>(params.x.data), params.x.row_stride,
-                                 params.x.rows, params.x.cols, params.token_ids, device.stream()),
+  const int64_t rows = params.x.rows;
+  const int parts = ArgmaxParts(rows, params.x.cols);
+  const absl::StatusOr<std::byte*> partial =
+      device.Workspace(CudaDevice::WorkspaceSlot::kArgmax, rows * parts * sizeof(uint64_t));
+  if (!partial.ok()) return partial.status();
+  const absl::StatusOr<std::byte*> tickets =
+      device.Workspace(CudaDevice::WorkspaceSlot::kTickets, rows * sizeof(int32_t));
+  if (!tickets.ok()) return tickets.status();
+  return CudaStatus(LaunchArgmax({.x = static_cast<const float*>(params.x.data),
+                                  .row_stride = params.x.row_stride,
+                                  .num_rows = rows,
+                                  .num_cols = params.x.cols,
+                                  .token_ids = params.token_ids,
+                                  .partial = reinterpret_cast<uint64_t*>(*partial),
+                                  .tickets = reinterpret_cast<int32_t*>(*tickets)},
+                                 device.stream()),
                     "ArgmaxRows");
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/vector_io.cuh"
 
 namespace hyserve::kernels::cuda {
@@ -67,6 +68,12 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
   const __nv_bfloat16* delta =
       p.delta.data == nullptr ? nullptr : p.delta.data + row * p.delta.row_stride;
 
+  LetNextKernelStart();
+  Floats8 weight = {};  // of the first vector
+  if (p.out.data != nullptr && column(0) < cols) {
+    weight = LoadWeight<kAligned>(p.weight + column(0), cols - column(0));
+  }
+  WaitForPriorKernels();
   uint4 kept[kKept];
   uint4 added[kKept];
   const auto load = [&](int i, int col) {
@@ -78,10 +85,6 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
     for (int i = 0; i < kVectors; ++i) {  // all loads first, so that they overlap
       if (column(i) < cols) load(i, column(i));
     }
-  }
-  Floats8 weight = {};  // of the first vector, on its way while the sum is made
-  if (p.out.data != nullptr && column(0) < cols) {
-    weight = LoadWeight<kAligned>(p.weight + column(0), cols - column(0));
   }
 
   float squares = 0.0f;
@@ -128,17 +131,17 @@ cudaError_t LaunchAddRmsNorm(const AddRmsNormLaunch& launch, cudaStream_t stream
   const auto kernel = per_thread == 1   ? AddRmsNormKernel<1, kAligned>
                       : per_thread == 2 ? AddRmsNormKernel<2, kAligned>
                                         : AddRmsNormKernel<0, kAligned>;
-  kernel<<<static_cast<unsigned>(launch.num_rows),
-           static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp), 0, stream>>>(launch);
-  return cudaGetLastError();
+  return LaunchOverlapped(kernel, dim3(static_cast<unsigned>(launch.num_rows)),
+                          static_cast<int>((threads + kWarp - 1) / kWarp * kWarp), 0, stream,
+                          launch);
 }
-
-__device__ inline float Silu(float x) { return x * __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 template <bool kAligned>
 __global__ void SwiGluKernel(const __nv_bfloat16* gate, const __nv_bfloat16* up,
                              int64_t gate_up_stride, Bf16Matrix out, int num_cols,
                              FastDivide vectors_per_row, uint32_t num_vectors) {
+  LetNextKernelStart();
+  WaitForPriorKernels();
   const uint32_t vector = blockIdx.x * blockDim.x + threadIdx.x;
   if (vector >= num_vectors) return;
   const uint32_t row = vectors_per_row.Quotient(vector);
@@ -155,6 +158,8 @@ __global__ void SwiGluKernel(const __nv_bfloat16* gate, const __nv_bfloat16* up,
 // A block copies one row.
 template <typename Word>
 __global__ void GatherKernel(GatherLaunch p) {
+  LetNextKernelStart();
+  WaitForPriorKernels();
   const int64_t row = blockIdx.x;
   const auto* from = reinterpret_cast<const Word*>(static_cast<const char*>(p.source) +
                                                    p.rows[row] * p.source_stride_bytes);
@@ -165,6 +170,8 @@ __global__ void GatherKernel(GatherLaunch p) {
 
 __global__ void GatherF32Kernel(const float* table, int64_t table_stride, const int32_t* rows,
                                 Bf16Matrix out, int64_t num_cols) {
+  LetNextKernelStart();
+  WaitForPriorKernels();
   const int64_t row = blockIdx.x;
   const float* from = table + rows[row] * table_stride;
   __nv_bfloat16* to = out.data + row * out.row_stride;
@@ -176,8 +183,8 @@ cudaError_t LaunchGather(const GatherLaunch& launch, cudaStream_t stream) {
   const int64_t words = launch.row_bytes / static_cast<int64_t>(sizeof(Word));
   const int threads =
       static_cast<int>(std::clamp<int64_t>((words + kWarp - 1) / kWarp * kWarp, kWarp, 512));
-  GatherKernel<Word><<<static_cast<unsigned>(launch.num_rows), threads, 0, stream>>>(launch);
-  return cudaGetLastError();
+  return LaunchOverlapped(GatherKernel<Word>, dim3(static_cast<unsigned>(launch.num_rows)), threads,
+                          0, stream, launch);
 }
 
 }  // namespace
@@ -202,11 +209,11 @@ cudaError_t LaunchSwiGlu(const __nv_bfloat16* gate, const __nv_bfloat16* up, int
     const int64_t rows = std::min(rows_per_launch, num_rows - row);
     const auto vectors = static_cast<uint32_t>(rows * vectors_per_row);
     const auto kernel = aligned ? SwiGluKernel<true> : SwiGluKernel<false>;
-    kernel<<<(vectors + kThreads - 1) / kThreads, kThreads, 0, stream>>>(
+    const cudaError_t error = LaunchOverlapped(
+        kernel, dim3((vectors + kThreads - 1) / kThreads), kThreads, 0, stream,
         gate + row * gate_up_stride, up + row * gate_up_stride, gate_up_stride,
-        {out.data + row * out.row_stride, out.row_stride}, static_cast<int>(num_cols),
+        Bf16Matrix{out.data + row * out.row_stride, out.row_stride}, static_cast<int>(num_cols),
         FastDivide(static_cast<uint32_t>(vectors_per_row)), vectors);
-    const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -229,9 +236,8 @@ cudaError_t LaunchGather(const GatherLaunch& launch, cudaStream_t stream) {
 cudaError_t LaunchGatherF32(const float* table, int64_t table_stride, const int32_t* rows,
                             Bf16Matrix out, int64_t num_rows, int64_t num_cols,
                             cudaStream_t stream) {
-  GatherF32Kernel<<<static_cast<unsigned>(num_rows), 256, 0, stream>>>(table, table_stride, rows,
-                                                                       out, num_cols);
-  return cudaGetLastError();
+  return LaunchOverlapped(GatherF32Kernel, dim3(static_cast<unsigned>(num_rows)), 256, 0, stream,
+                          table, table_stride, rows, out, num_cols);
 }
 
 }  // namespace hyserve::kernels::cuda

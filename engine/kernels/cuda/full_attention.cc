@@ -87,7 +87,7 @@ class SplitAttention {
       while (end < batch_.num_seqs && end - begin < kMaxSplitSequences) {
         const SequencePart part = Part(end);
         SplitSize with = size;
-        with.Add(part, args_.num_kv_heads, group_heads_, TileRows());
+        with.Add(part, Splits(part), args_.num_kv_heads, group_heads_, TileRows());
         if (size.cost > 0 && !Fits(with)) break;
         size = with;
         most_rows = std::max(most_rows, part.rows);
@@ -129,13 +129,22 @@ class SplitAttention {
   }
 
   SequencePart Part(int sequence) const {
+    const int first_position =
+        batch_.context_bound > 0 ? batch_.context_bound - 1 : batch_.first_position[sequence];
     return PartOf(args_, batch_.row_begin[sequence], batch_.row_begin[sequence + 1],
-                  batch_.first_position[sequence]);
+                  first_position);
+  }
+  // At least as many as the kernels will find.
+  int Splits(const SequencePart& part) const {
+    return batch_.context_bound > 0
+               ? MostSplits(part.pages, args_.num_kv_heads, group_heads_, args_.head_dim)
+               : part.splits();
   }
 
   SplitSize SizeOfWindow(int sequence) const {
     SplitSize size;
-    size.Add(Part(sequence), args_.num_kv_heads, group_heads_, TileRows());
+    const SequencePart part = Part(sequence);
+    size.Add(part, Splits(part), args_.num_kv_heads, group_heads_, TileRows());
     return size;
   }
 
@@ -157,7 +166,7 @@ class SplitAttention {
       const SequencePart part = Part(args_.first_sequence + i);
       if (part.rows == 0) continue;
       args_.max_pages = std::max(args_.max_pages, part.pages);
-      args_.max_splits = std::max(args_.max_splits, part.splits());
+      args_.max_splits = std::max(args_.max_splits, Splits(part));
     }
     // Maxima first: they are read 16 bytes at a time.
     const int64_t maxima_bytes = (MaximaBytes(size) + 15) / 16 * 16;

@@ -20,6 +20,7 @@
 #include "engine/kernels/cuda/hopper/warpgroup.h"
 #include "engine/kernels/cuda/hopper/wgmma.h"
 #include "engine/kernels/cuda/merge_splits.cuh"
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/split_attention_work.cuh"
 
 namespace hyserve::kernels::cuda {
@@ -398,8 +399,7 @@ __global__ void __launch_bounds__(kDecodeThreads, Shape::kBlocksPerSm)
                           const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ __align__(1024) char memory[];
   DecodeShared<Shape>& shared = *reinterpret_cast<DecodeShared<Shape>*>(memory);
-  // The merging kernel may be set up while this one runs; it waits for its end.
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  LetNextKernelStart();
   if (threadIdx.x == 0) {
     hopper::PrefetchTensorMap(&k_map);
     hopper::PrefetchTensorMap(&v_map);
@@ -413,8 +413,7 @@ __global__ void __launch_bounds__(kDecodeThreads, Shape::kBlocksPerSm)
     }
     hopper::FenceBarrierInit();
   }
-  // This kernel itself may be set up while the one before it runs.
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  WaitForPriorKernels();
   BuildSplitWork<kDecodeTileRows>(args, shared.work);  // ends with a block-wide barrier
   if (Uniform(threadIdx.x / hopper::kWarpgroupThreads) == 0) {
     if constexpr (Shape::kBlocksPerSm > 1) hopper::IncreaseRegisters<224>();

@@ -4,6 +4,7 @@
 
 #include "engine/kernels/cuda/full_attention_decode.cuh"
 #include "engine/kernels/cuda/hopper/tensor_map.h"
+#include "engine/kernels/cuda/overlap.cuh"
 
 namespace hyserve::kernels::cuda {
 
@@ -44,17 +45,8 @@ cudaError_t LaunchDecodeShape(const SplitAttentionArgs& args, int num_sms, cudaS
   error = cudaFuncSetAttribute(DecodeAttentionKernel<Shape>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(num_sms * Shape::kBlocksPerSm);
-  config.blockDim = dim3(kDecodeThreads);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, DecodeAttentionKernel<Shape>, args, k_map, v_map);
+  return LaunchOverlapped(DecodeAttentionKernel<Shape>, dim3(num_sms * Shape::kBlocksPerSm),
+                          kDecodeThreads, kShared, stream, args, k_map, v_map);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -58,6 +58,27 @@ absl::Status RunRows(CudaDevice& device, const CudaPackedMatrix& weight, const v
 
 }  // namespace
 
+absl::Status LinearSwiGlu(CudaDevice& device, const LinearSwiGluParams& params) {
+  const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
+  if (params.x.rows == 0) return absl::OkStatus();
+  if (params.x.rows > kSkinnyMaxRows || !IsVectorOperand(params.x)) {
+    absl::Status status = Linear(device, {params.x, params.weight, params.gate_up});
+    return status.ok() ? SwiGlu(device, {params.gate_up, params.out}) : status;
+  }
+  return CudaStatus(LaunchSkinnyGemm({.weight = weight.data(),
+                                      .weight_stride = weight.row_stride(),
+                                      .x = params.x.data,
+                                      .x_stride = params.x.row_stride,
+                                      .y = params.out.data,
+                                      .y_stride = params.out.row_stride,
+                                      .swiglu = true,
+                                      .rows = static_cast<int>(params.x.rows),
+                                      .out_features = params.out.cols,
+                                      .in_features = static_cast<int>(weight.in_features())},
+                                     device.stream()),
+                    "LinearSwiGlu");
+}
+
 absl::Status Linear(CudaDevice& device, const LinearParams& params) {
   const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
   const int64_t rows = params.x.rows;

@@ -251,7 +251,8 @@ cudaError_t LaunchRoute(const MoeRouteArgs& args, const MoePlan& plan, cudaStrea
   if constexpr (kPerLane <= 16) {  // more would not fit the registers of so large a CTA
     if (plan.rows <= kOneBlockThreads / 32 && pairs <= kOneBlockPairs) {
       const int threads = (std::max<int>(32 * plan.rows, static_cast<int>(pairs)) + 31) / 32 * 32;
-      return LaunchOverlapped(RouteOneBlockKernel<kPerLane>, dim3(1), threads, stream, args, plan);
+      return LaunchOverlapped(RouteOneBlockKernel<kPerLane>, dim3(1), threads, 0, stream, args,
+                              plan);
     }
   }
   if (cudaError_t error =
@@ -274,7 +275,7 @@ cudaError_t LaunchCombine(const MoeCombineArgs& args, const MoePlan& plan, cudaS
   const int pieces = wide ? args.cols / 8 : args.cols;
   const int threads = std::clamp((pieces + 31) / 32 * 32, 32, 256);
   return LaunchOverlapped(wide ? CombineKernel<Y, 8> : CombineKernel<Y, 1>, dim3(plan.rows),
-                          threads, stream, args, plan);
+                          threads, 0, stream, args, plan);
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ cudaError_t LaunchSplit(const MoeSkinnyArgs& args, const MoePlan& plan, cudaStre
   const dim3 grid(
       (args.out_features + kBlockOuts - 1) / kBlockOuts,
       MaxMoeTiles(int64_t{plan.rows} * plan.per_token, plan.num_experts, kMoeSkinnyRows));
-  return LaunchOverlapped(MoeSkinnyKernel<kGateUp, kSplit>, grid, kSkinnyThreads, stream, args,
+  return LaunchOverlapped(MoeSkinnyKernel<kGateUp, kSplit>, grid, kSkinnyThreads, 0, stream, args,
                           plan);
 }
 

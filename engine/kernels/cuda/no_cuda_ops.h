@@ -11,6 +11,7 @@ inline constexpr std::nullptr_t EmbedTokens = nullptr;
 inline constexpr std::nullptr_t AddRmsNorm = nullptr;
 inline constexpr std::nullptr_t Linear = nullptr;
 inline constexpr std::nullptr_t SwiGlu = nullptr;
+inline constexpr std::nullptr_t LinearSwiGlu = nullptr;
 inline constexpr std::nullptr_t GatherRows = nullptr;
 inline constexpr std::nullptr_t ArgmaxRows = nullptr;
 inline constexpr std::nullptr_t MixtureOfExperts = nullptr;

@@ -18,13 +18,27 @@ absl::Status CheckCacheDtype(DType dtype, std::string_view op) {
                                                  std::string(tensor::Name(dtype))));
 }
 
-KvWrite CommonPart(const TensorView& k, const TensorView& v, const AttentionBatch& batch) {
-  return {.k = Bf16(k),
+KvWrite CommonPart(const TensorView& q, const TensorView& k, const TensorView& v, int head_dim,
+                   const AttentionBatch& batch) {
+  return {.q = Bf16(q),
+          .q_stride = q.row_stride,
+          .num_q_heads = q.empty() ? 0 : static_cast<int>(q.cols / head_dim),
+          .k = Bf16(k),
           .k_stride = k.row_stride,
           .v = Bf16(v),
           .v_stride = v.row_stride,
           .angles = {.positions = batch.positions},
+          .head_dim = head_dim,
           .num_rows = batch.num_rows};
+}
+
+RingMemory Ring(const WindowKv& ring, const AttentionBatch& batch) {
+  return {.slabs = static_cast<char*>(ring.data),
+          .slab_stride_bytes = ring.slab_stride_bytes,
+          .k_offset_bytes = ring.k_offset_bytes,
+          .v_offset_bytes = ring.v_offset_bytes,
+          .window = ring.window,
+          .slab_index = batch.slab_index};
 }
 
 }  // namespace
@@ -46,12 +60,11 @@ absl::Status AppendPagedKv(CudaDevice& device, const AppendPagedKvParams& params
   const AttentionBatch& batch = *params.batch;
   const absl::Status cache = CheckCacheDtype(kv.dtype, "AppendPagedKv");
   if (!cache.ok() || batch.num_rows == 0) return cache;
-  KvWrite write = CommonPart(params.k, params.v, batch);
+  KvWrite write = CommonPart(params.q, params.k, params.v, kv.head_dim, batch);
   write.angles.inv_freq = params.inv_freq;
   write.angles.rotary_dim = params.rotary_dim;
   write.value_scale = params.value_scale;
   write.num_kv_heads = kv.num_kv_heads;
-  write.head_dim = kv.head_dim;
   write.v_head_dim = kv.v_head_dim;
   const int64_t tokens = static_cast<int64_t>(kv.num_kv_heads) * kCacheBlockTokens;
   const PagedDestination to = {.pages = static_cast<__nv_bfloat16*>(kv.data),
@@ -69,15 +82,15 @@ absl::Status PrepareWindowKv(CudaDevice& device, const PrepareWindowKvParams& pa
   if (params.num_kv_heads <= 0 || params.v.cols % params.num_kv_heads != 0) {
     return absl::InvalidArgumentError("PrepareWindowKv: v must have num_kv_heads equal heads");
   }
-  KvWrite write = CommonPart(params.k, params.v, *params.batch);
+  KvWrite write =
+      CommonPart(params.q, params.k, params.v, params.head_dim, *params.batch);
   write.angles.inv_freq = params.inv_freq;
   write.angles.rotary_dim = params.rotary_dim;
   write.value_scale = params.value_scale;
   write.num_kv_heads = params.num_kv_heads;
-  write.head_dim = params.head_dim;
   write.v_head_dim = static_cast<int>(params.v.cols / params.num_kv_heads);
   const StepDestination to = {Bf16(params.step_k), params.step_k.row_stride, Bf16(params.step_v),
-                              params.step_v.row_stride};
+                              params.step_v.row_stride, Ring(params.ring, *params.batch)};
   return CudaStatus(LaunchPrepareWindowKv(write, to, device.stream()), "PrepareWindowKv");
 }
 
@@ -93,17 +106,12 @@ absl::Status StoreWindowKv(CudaDevice& device, const StoreWindowKvParams& params
                                          .k_stride = params.step_k.row_stride,
                                          .v = Bf16(params.step_v),
                                          .v_stride = params.step_v.row_stride,
-                                         .slabs = static_cast<char*>(ring.data),
-                                         .slab_stride_bytes = ring.slab_stride_bytes,
-                                         .k_offset_bytes = ring.k_offset_bytes,
-                                         .v_offset_bytes = ring.v_offset_bytes,
-                                         .window = ring.window,
+                                         .ring = Ring(ring, batch),
                                          .num_kv_heads = ring.num_kv_heads,
                                          .head_dim = ring.head_dim,
                                          .v_head_dim = ring.v_head_dim,
                                          .row_begin = batch.device_row_begin,
                                          .first_position = batch.device_first_position,
-                                         .slab_index = batch.slab_index,
                                          .num_seqs = batch.num_seqs,
                                          .max_rows_per_seq = batch.max_rows_per_seq},
                                         device.stream()),

@@ -39,16 +39,30 @@ struct PagedDestination {
   int page_table_stride = 0;
   const int32_t* row_seq = nullptr;  // [num_rows]
 };
-// Row r of two matrices.
+// The rings of one window layer over all slabs (attention_batch.h).
+struct RingMemory {
+  char* slabs = nullptr;
+  int64_t slab_stride_bytes = 0;
+  int64_t k_offset_bytes = 0;
+  int64_t v_offset_bytes = 0;
+  int window = 0;
+  const int32_t* slab_index = nullptr;  // [num_seqs]
+};
+// Row r of two matrices and, where ring.slabs is given, the slot of row r's position in the ring of
+// sequence r.
 struct StepDestination {
   __nv_bfloat16* k = nullptr;
   int64_t k_stride = 0;
   __nv_bfloat16* v = nullptr;
   int64_t v_stride = 0;
+  RingMemory ring = {};
 };
 
-// Rotates k in place and writes it and value_scale * v to the destination.
+// Rotates q and k in place and writes k and value_scale * v to the destination.
 struct KvWrite {
+  __nv_bfloat16* q = nullptr;  // [num_rows, num_q_heads * head_dim] or null
+  int64_t q_stride = 0;
+  int num_q_heads = 0;
   __nv_bfloat16* k = nullptr;  // [num_rows, num_kv_heads * head_dim]
   int64_t k_stride = 0;
   const __nv_bfloat16* v = nullptr;  // [num_rows, num_kv_heads * v_head_dim]
@@ -70,17 +84,12 @@ struct StoreWindowKvLaunch {
   int64_t k_stride = 0;
   const __nv_bfloat16* v = nullptr;
   int64_t v_stride = 0;
-  char* slabs = nullptr;
-  int64_t slab_stride_bytes = 0;
-  int64_t k_offset_bytes = 0;
-  int64_t v_offset_bytes = 0;
-  int window = 0;
+  RingMemory ring = {};
   int num_kv_heads = 0;
   int head_dim = 0;
   int v_head_dim = 0;
   const int32_t* row_begin = nullptr;       // [num_seqs + 1]
   const int32_t* first_position = nullptr;  // [num_seqs]
-  const int32_t* slab_index = nullptr;      // [num_seqs]
   int num_seqs = 0;
   int max_rows_per_seq = 0;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/kernels/cuda/merge_splits.cuh"
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/select_blocks_decode.cuh"
 
 namespace hyserve::kernels::cuda {
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(kThreads)
   const int index = blockIdx.x / units / args.window_rows;
   const int token = blockIdx.x / units % args.window_rows;
   const int sequence = args.first_sequence + index;
-  asm volatile("griddepcontrol.wait;" ::: "memory");  // for the first kernel's results
+  WaitForPriorKernels();  // for the first kernel's results
   const SplitOffsets offsets = args.offsets[index];
   const SequencePart part = PartOf(args, args.row_begin[sequence], args.row_begin[sequence + 1],
                                    args.first_position[sequence]);
@@ -276,17 +277,10 @@ cudaError_t Launch(const SplitAttentionArgs& args, cudaStream_t stream) {
   }
   const int64_t units = grid.parts * args.num_kv_heads + grid.merges;
   if (units == 0) return cudaSuccess;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>(units * args.window_rows * args.num_sequences));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, MergeSplitsKernel<kThreads, kKeys, kMany>, args, grid);
+  return LaunchOverlapped(MergeSplitsKernel<kThreads, kKeys, kMany>,
+                          dim3(static_cast<unsigned>(units * args.window_rows *
+                                                     args.num_sequences)),
+                          kThreads, 0, stream, args, grid);
 }
 
 }  // namespace

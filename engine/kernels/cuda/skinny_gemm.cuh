@@ -4,18 +4,24 @@
 
 #include "engine/kernels/cuda/skinny_gemm.h"
 #include "engine/kernels/cuda/skinny_tile.cuh"
+#include "engine/kernels/cuda/vector_io.cuh"
 
 namespace hyserve::kernels::cuda {
 
-// A CTA computes 16 * kOutTiles * (8 / kSplit) outputs; kSplit warps share the chunks of K of each,
-// and their sums are added in the order of the warps.
-template <int kSplit, int kOutTiles, int kRowTiles, int kDepth, int kMinBlocks>
+// A tile of weights is 16 rows: 16 outputs, or the gates and the ups of 8. A CTA computes
+// kOutTiles * (8 / kSplit) tiles; kSplit warps share the chunks of K of each, and their sums are
+// added in the order of the warps.
+template <bool kSwiGlu>
+constexpr int kSkinnyTileOuts = kSwiGlu ? 8 : 16;
+
+template <bool kSwiGlu, int kSplit, int kOutTiles, int kRowTiles, int kDepth, int kMinBlocks>
 __global__ void __launch_bounds__(kSkinnyThreads, kMinBlocks)
     SkinnyGemmKernel(const SkinnyGemmArgs args) {
   constexpr int kGroups = kSkinnyWarps / kSplit;
-  constexpr int kOuts = 16 * kOutTiles;
+  constexpr int kTileOuts = kSkinnyTileOuts<kSwiGlu>;
+  constexpr int kOuts = kTileOuts * kOutTiles;
   constexpr int kRows = 8 * kRowTiles;
-  __shared__ float partial[kSkinnyWarps][kRows][kOuts + 4];
+  __shared__ float partial[kSkinnyWarps][kRows][16 * kOutTiles + 4];
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -26,8 +32,9 @@ __global__ void __launch_bounds__(kSkinnyThreads, kMinBlocks)
 #pragma unroll
   for (int i = 0; i < 2 * kOutTiles; ++i) {
     // Past the last output the last row is read again and the result is dropped.
-    const int64_t out = first_out + 8 * i + lane / 4;
-    w[i] = weight + (out < args.out_features ? out : args.out_features - 1) * args.weight_stride;
+    const int64_t out =
+        min(first_out + (kSwiGlu ? i / 2 : i) * 8 + lane / 4, args.out_features - 1);
+    w[i] = weight + (kSwiGlu && i % 2 == 1 ? args.out_features + out : out) * args.weight_stride;
   }
   const __nv_bfloat16* x[kRowTiles];
 #pragma unroll
@@ -49,11 +56,20 @@ __global__ void __launch_bounds__(kSkinnyThreads, kMinBlocks)
     const int out = i % (kOuts * kGroups);
     if (block_out + out >= args.out_features) continue;
     const int first_warp = out / kOuts * kSplit;
-    float sum = partial[first_warp][row][out % kOuts];
+    const auto sum_of = [&](int column) {
+      float sum = partial[first_warp][row][column];
 #pragma unroll
-    for (int part = 1; part < kSplit; ++part) sum += partial[first_warp + part][row][out % kOuts];
+      for (int part = 1; part < kSplit; ++part) sum += partial[first_warp + part][row][column];
+      return sum;
+    };
+    const int column = out % kOuts / kTileOuts * 16 + out % kTileOuts;
     const int64_t at = row * args.y_stride + block_out + out;
-    if (args.y_is_f32) {
+    const float sum = sum_of(column);
+    if constexpr (kSwiGlu) {
+      const float gate = __bfloat162float(__float2bfloat16_rn(sum));
+      const float up = __bfloat162float(__float2bfloat16_rn(sum_of(column + 8)));
+      static_cast<__nv_bfloat16*>(args.y)[at] = __float2bfloat16_rn(Silu(gate) * up);
+    } else if (args.y_is_f32) {
       static_cast<float*>(args.y)[at] = sum;
     } else {
       static_cast<__nv_bfloat16*>(args.y)[at] = __float2bfloat16_rn(sum);
@@ -61,12 +77,13 @@ __global__ void __launch_bounds__(kSkinnyThreads, kMinBlocks)
   }
 }
 
-template <int kSplit, int kOutTiles, int kRowTiles, int kDepth, int kMinBlocks>
+template <bool kSwiGlu, int kSplit, int kOutTiles, int kRowTiles, int kDepth, int kMinBlocks>
 cudaError_t LaunchSkinnyVariant(const SkinnyGemmArgs& args, cudaStream_t stream) {
-  constexpr int kOuts = 16 * kOutTiles * (kSkinnyWarps / kSplit);
+  constexpr int kOuts = kSkinnyTileOuts<kSwiGlu> * kOutTiles * (kSkinnyWarps / kSplit);
   const auto grid = static_cast<unsigned>((args.out_features + kOuts - 1) / kOuts);
-  return LaunchOverlapped(SkinnyGemmKernel<kSplit, kOutTiles, kRowTiles, kDepth, kMinBlocks>,
-                          dim3(grid), kSkinnyThreads, stream, args);
+  return LaunchOverlapped(
+      SkinnyGemmKernel<kSwiGlu, kSplit, kOutTiles, kRowTiles, kDepth, kMinBlocks>, dim3(grid),
+      kSkinnyThreads, 0, stream, args);
 }
 
 }  // namespace hyserve::kernels::cuda

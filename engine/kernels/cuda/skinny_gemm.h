@@ -24,6 +24,9 @@ struct SkinnyGemmArgs {
   void* y = nullptr;          // [rows, out_features] bf16 or f32, any stride
   int64_t y_stride = 0;
   bool y_is_f32 = false;
+  // The weight has 2 * out_features rows, gates then ups, and y becomes silu(gate) * up in bf16,
+  // with both rounded to bf16 first: the bits of the product followed by SwiGlu.
+  bool swiglu = false;
   int rows = 0;  // 1 .. kSkinnyMaxRows
   int64_t out_features = 0;
   int in_features = 0;

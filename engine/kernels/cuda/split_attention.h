@@ -87,22 +87,42 @@ struct SplitAttentionArgs {
 
 HYSERVE_HOST_DEVICE inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
+// Of sequences with few rows. The number of places is a constant, so that every GPU gives the same
+// bits.
+struct SplitLimits {
+  int least;     // pages of a split
+  int most;      // pages of a split up to which one wave does
+  int per_head;  // splits of a wave
+
+  HYSERVE_HOST_DEVICE SplitLimits(int num_kv_heads, int group_heads, int head_dim)
+      : least(num_kv_heads > 4 ? 16 : 8), most(group_heads <= 16 ? 32 : 64) {
+    const int places = head_dim > 192 ? 132 : 264;
+    per_head = places / num_kv_heads > 0 ? places / num_kv_heads : 1;
+  }
+  HYSERVE_HOST_DEVICE int Waves(int pages) const {
+    const int waves = CeilDivide(pages, per_head * most);
+    return waves > 8 ? 8 : waves;
+  }
+};
+
 // Pages of a split of a context of `pages` pages. One sequence alone fills the GPU when it is long
 // enough, in up to 8 waves of splits, so that ragged batches balance; partial results stay small
-// beside the pages, and short contexts are not split. The number of places is a constant, so that
-// every GPU gives the same bits.
+// beside the pages, and short contexts are not split.
 HYSERVE_HOST_DEVICE inline int SplitPages(int pages, bool few_rows, int num_kv_heads,
                                           int group_heads, int head_dim) {
   if (!few_rows) return pages <= 64 * 64 ? 64 : CeilDivide(pages, 64);
   if (pages <= 16) return 16;
-  const int places = head_dim > 192 ? 132 : 264;
-  const int least = num_kv_heads > 4 ? 16 : 8;
-  const int most = group_heads <= 16 ? 32 : 64;
-  const int per_head = places / num_kv_heads > 0 ? places / num_kv_heads : 1;
-  int waves = CeilDivide(pages, per_head * most);
-  if (waves > 8) waves = 8;
-  const int split = CeilDivide(pages, per_head * waves);
-  return split < least ? least : split;
+  const SplitLimits limits(num_kv_heads, group_heads, head_dim);
+  const int split = CeilDivide(pages, limits.per_head * limits.Waves(pages));
+  return split < limits.least ? limits.least : split;
+}
+
+// No context of up to `pages` pages of a sequence with few rows has more splits.
+inline int MostSplits(int pages, int num_kv_heads, int group_heads, int head_dim) {
+  const SplitLimits limits(num_kv_heads, group_heads, head_dim);
+  const int by_size = CeilDivide(pages, limits.least);
+  const int by_waves = limits.per_head * limits.Waves(pages);
+  return by_size < by_waves ? by_size : by_waves;
 }
 
 // What a launch does of one sequence.
@@ -138,12 +158,12 @@ struct SplitSize {
   int64_t partial_rows = 0;
   int64_t block_maxima = 0;
 
-  HYSERVE_HOST_DEVICE void Add(const SequencePart& part, int num_kv_heads, int group_heads,
-                               int tile_rows) {
+  HYSERVE_HOST_DEVICE void Add(const SequencePart& part, int splits, int num_kv_heads,
+                               int group_heads, int tile_rows) {
     if (part.rows == 0) return;
     const int64_t query_rows = static_cast<int64_t>(part.rows) * group_heads;
     cost += (query_rows + tile_rows - 1) / tile_rows * num_kv_heads * part.pages;
-    partial_rows += query_rows * num_kv_heads * part.splits();
+    partial_rows += query_rows * num_kv_heads * splits;
     block_maxima += query_rows * num_kv_heads * part.pages;
   }
 };

@@ -34,7 +34,7 @@ __device__ void BuildSplitWork(const SplitAttentionArgs& args, SplitWork& work) 
     const SequencePart part = PartOf(args, args.row_begin[seq], args.row_begin[seq + 1],
                                      args.first_position[seq]);
     SplitSize size;
-    size.Add(part, args.num_kv_heads, group_heads, kTileRows);
+    size.Add(part, part.splits(), args.num_kv_heads, group_heads, kTileRows);
     work.sequences[i] = {part.rows,
                          part.first_row,
                          part.position,

@@ -80,6 +80,8 @@ __device__ inline void Store8(__nv_bfloat16* p, const Floats8& x, int count = kV
   StorePacked<kAligned>(p, Pack(x), count);
 }
 
+__device__ inline float Silu(float x) { return x * __fdividef(1.0f, 1.0f + __expf(-x)); }
+
 // n / divisor and n % divisor for n < 2^31 without a division (Granlund and Montgomery, 1994).
 class FastDivide {
  public:

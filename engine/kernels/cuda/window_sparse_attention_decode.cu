@@ -5,6 +5,7 @@
 //   stream:  one thread block walks over all parts, one chain of them to four warps. Larger steps,
 //            few parts, and more parts than a cluster takes.
 // They give the same bits, so which of them runs may depend on the step.
+#include "engine/kernels/cuda/overlap.cuh"
 #include "engine/kernels/cuda/window_sparse_attention_decode-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 
@@ -70,7 +71,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   DecodeRow at;
-  if (!FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at)) return;
+  const bool has_row = FindRow(args, rows_per_seq, blockIdx.x, blockIdx.y, at);
+  WaitForPriorKernels();
+  if (!has_row) return;
   const int parts = NumParts(args);
   const int sparse_parts = NumSparseParts(args);
   for (int i = threadIdx.x; i < parts; i += kThreads) shared.places[i] = FindPart(args, at, i);
@@ -271,7 +274,10 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   DecodeRow at;
-  if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) return;  // the whole cluster
+  if (!FindRow(args, rows_per_seq, blockIdx.y, blockIdx.z, at)) {  // the whole cluster
+    WaitForPriorKernels();
+    return;
+  }
   const int rank = static_cast<int>(blockIdx.x);
   const int group = plan.group;
   const int outputs = group * kVDim;
@@ -284,6 +290,7 @@ __global__ void __cluster_dims__(kRanks, 1, 1) __launch_bounds__(kThreads)
   }
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+  WaitForPriorKernels();
   const int chain = threadIdx.x / kPartThreads;
   const int thread = threadIdx.x % kPartThreads;
   const int part = rank * kChains + chain;
@@ -366,8 +373,8 @@ cudaError_t LaunchStream(const WindowSparseArgs& args, int rows_per_seq, cudaStr
       StreamKernel<kDim, kVDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (attribute != cudaSuccess) return attribute;
   const dim3 grid(args.num_kv_heads, args.num_seqs * rows_per_seq);
-  StreamKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, rows_per_seq);
-  return cudaGetLastError();
+  return LaunchOverlapped(StreamKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args,
+                          rows_per_seq);
 }
 
 template <int kDim, int kVDim>
@@ -385,8 +392,8 @@ cudaError_t LaunchCluster(const WindowSparseArgs& args, int rows_per_seq, cudaSt
       ClusterKernel<kDim, kVDim>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (large != cudaSuccess) return large;
   const dim3 grid(kRanks, args.num_kv_heads, args.num_seqs * rows_per_seq);
-  ClusterKernel<kDim, kVDim><<<grid, kThreads, kBytes, stream>>>(args, plan, rows_per_seq);
-  return cudaGetLastError();
+  return LaunchOverlapped(ClusterKernel<kDim, kVDim>, grid, kThreads, kBytes, stream, args, plan,
+                          rows_per_seq);
 }
 
 bool Aligned(const void* pointer, int64_t stride) {

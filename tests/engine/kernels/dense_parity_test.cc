@@ -223,6 +223,29 @@ TEST_P(DenseParity, SwiGluFollowsItsFormulaAtEverySize) {
   }
 }
 
+TEST_P(DenseParity, LinearSwiGluHasTheBitsOfTheTwoOps) {
+  Random random(6);
+  for (const LinearCase& c : {LinearCase{1, 1, 1}, {1, 24, 64}, {3, 100, 512}, {8, 129, 1032},
+                              {9, 40, 2056}, {16, 1100, 4096}, {2, 37, 50}, {17, 64, 128}}) {
+    device_.set_extra_stride(c.k % 8 == 0 ? 8 : 3);
+    SCOPED_TRACE(::testing::Message() << c.m << " x " << c.n << " x " << c.k);
+    const HostMatrix host(Weights(random.Normal(2 * c.n * c.k), DType::kBF16), 2 * c.n, c.k,
+                          DType::kBF16);
+    const auto packed = PackMatrix(device_.get(), {{host.view()}});
+    ASSERT_TRUE(packed.ok()) << packed.status();
+    const TensorView x = device_.Activations(Factor(random.Normal(c.m * c.k, 0.2f), DType::kBF16),
+                                             c.m, c.k);
+    const TensorView gate_up = device_.Output(c.m, 2 * c.n, device_.activation());
+    const TensorView want = device_.Output(c.m, c.n, device_.activation());
+    ASSERT_TRUE(Linear(device_.get(), {x, packed->get(), gate_up}).ok());
+    ASSERT_TRUE(SwiGlu(device_.get(), {gate_up, want}).ok());
+    const TensorView room = device_.Output(c.m, 2 * c.n, device_.activation());
+    const TensorView out = device_.Output(c.m, c.n, device_.activation());
+    ASSERT_TRUE(LinearSwiGlu(device_.get(), {x, packed->get(), room, out}).ok());
+    EXPECT_EQ(device_.Download(out), device_.Download(want));
+  }
+}
+
 TEST_P(DenseParity, ArgmaxTakesTheLargestOfEveryRow) {
   Random random(31);
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -1,6 +1,7 @@
 // Rotary embedding and cache writes against their formulas, on every device.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/kernels/ops.h"
@@ -92,12 +93,24 @@ class CacheWrites : public RotaryCacheParity {
     Random random(53);
     const std::vector<float> k = Rounded(random.Normal(rows * k_cols), device_.activation());
     const std::vector<float> v = Rounded(random.Normal(rows * v_cols), device_.activation());
+    const std::vector<float> q = Rounded(random.Normal(rows * 4 * dim), device_.activation());
     const double* inv_freq = device_.UploadArray(InverseFrequencies(rotary, 10000));
     const double activation_tolerance = exact() ? 2e-6 : kBf16Tolerance;
     const double tolerance = dtype == DType::kBF16 ? kBf16Tolerance : 2e-6;
 
     const TensorView device_k = device_.Activations(k, rows, k_cols);
-    ASSERT_TRUE(AppendPagedKv(device_.get(), {.k = device_k,
+    const TensorView q_by_itself = device_.Activations(q, rows, 4 * dim);
+    const TensorView q_of_append = device_.Activations(q, rows, 4 * dim);
+    const TensorView q_of_prepare = device_.Activations(q, rows, 4 * dim);
+    ASSERT_TRUE(Rotary(device_.get(), {.x = q_by_itself,
+                                       .num_heads = 4,
+                                       .head_dim = dim,
+                                       .rotary_dim = rotary,
+                                       .inv_freq = inv_freq,
+                                       .positions = step.batch().positions})
+                    .ok());
+    ASSERT_TRUE(AppendPagedKv(device_.get(), {.q = q_of_append,
+                                              .k = device_k,
                                               .v = device_.Activations(v, rows, v_cols),
                                               .rotary_dim = rotary,
                                               .inv_freq = inv_freq,
@@ -107,7 +120,8 @@ class CacheWrites : public RotaryCacheParity {
                     .ok());
     const TensorView step_k = device_.Output(rows, k_cols, dtype);
     const TensorView step_v = device_.Output(rows, v_cols, dtype);
-    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, k_cols),
+    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.q = q_of_prepare,
+                                                .k = device_.Activations(k, rows, k_cols),
                                                 .v = device_.Activations(v, rows, v_cols),
                                                 .rotary_dim = rotary,
                                                 .inv_freq = inv_freq,
@@ -119,6 +133,8 @@ class CacheWrites : public RotaryCacheParity {
                                                 .head_dim = dim})
                     .ok());
     ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
+    EXPECT_EQ(device_.Download(q_of_append), device_.Download(q_by_itself));
+    EXPECT_EQ(device_.Download(q_of_prepare), device_.Download(q_by_itself));
 
     const std::vector<float> rotated = device_.Download(device_k);
     const std::vector<float> prepared_k = device_.Download(step_k);
@@ -166,6 +182,53 @@ class CacheWrites : public RotaryCacheParity {
     }
   }
 
+  // Steps of one row per sequence: what two calls leave in buffers and rings, one call leaves too.
+  void RunOneRowEach(DType dtype, int dim, int v_dim, int rotary) {
+    const AttentionShape shape = OnDevice(device_, {4, 2, dim, v_dim, 48, dtype});
+    const AttentionWorld world(shape, {200, 48, 1, 97}, 55);
+    Random random(56);
+    const int64_t rows = 4;
+    const std::vector<float> k = Rounded(random.Normal(rows * 2 * dim), device_.activation());
+    const std::vector<float> v = Rounded(random.Normal(rows * 2 * v_dim), device_.activation());
+    const double* inv_freq = device_.UploadArray(InverseFrequencies(rotary, 10000));
+    std::vector<float> got[2];
+    for (const bool at_once : {false, true}) {
+      AttentionStep step(device_, world, {{0, 199, 1}, {1, 47, 1}, {2, 0, 1}, {3, 96, 1}});
+      const TensorView step_k = device_.Output(rows, 2 * dim, dtype);
+      const TensorView step_v = device_.Output(rows, 2 * v_dim, dtype);
+      ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, 2 * dim),
+                                                  .v = device_.Activations(v, rows, 2 * v_dim),
+                                                  .rotary_dim = rotary,
+                                                  .inv_freq = inv_freq,
+                                                  .value_scale = kValueScale,
+                                                  .batch = &step.batch(),
+                                                  .step_k = step_k,
+                                                  .step_v = step_v,
+                                                  .num_kv_heads = 2,
+                                                  .head_dim = dim,
+                                                  .ring = at_once ? step.ring : WindowKv()})
+                      .ok());
+      if (!at_once) {
+        ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
+      }
+      const auto keep = [&](const std::vector<float>& values) {
+        got[at_once].insert(got[at_once].end(), values.begin(), values.end());
+      };
+      keep(device_.Download(step_k));
+      keep(device_.Download(step_v));
+      for (size_t s = 0; s < 4; ++s) {
+        const int position = step.rows()[s].first_position;
+        for (int t = std::max(0, position - shape.window + 1); t <= position; ++t) {
+          for (const int g : {0, 1}) {
+            keep(RingSlot(step, s, g, t, true));
+            keep(RingSlot(step, s, g, t, false));
+          }
+        }
+      }
+    }
+    EXPECT_EQ(got[0], got[1]);
+  }
+
   std::vector<float> Read(const void* base, int64_t element, int count, DType dtype) {
     const TensorView view = {const_cast<char*>(static_cast<const char*>(base)) +
                                  element * static_cast<int64_t>(tensor::SizeOf(dtype)),
@@ -200,6 +263,32 @@ TEST_P(CacheWrites, PutRotatedKeysAndScaledValuesInTheirSlots) {
   device_.set_extra_stride(8);
   Run(DType::kBF16, 64, 32, 32);
   Run(DType::kBF16, 32, 40, 0);
+}
+
+TEST_P(CacheWrites, OneRowEachGoesToTheRingAtOnce) {
+  if (exact()) RunOneRowEach(DType::kF32, 16, 24, 8);
+  RunOneRowEach(DType::kBF16, 16, 24, 8);
+  device_.set_extra_stride(8);
+  RunOneRowEach(DType::kBF16, 64, 32, 32);
+}
+
+TEST_P(CacheWrites, RefusesToWriteARingAtOnceOverSeveralRows) {
+  const DType dtype = exact() ? DType::kF32 : DType::kBF16;
+  const AttentionWorld world(OnDevice(device_, {4, 2, 16, 16, 48, dtype}), {20}, 57);
+  AttentionStep step(device_, world, {{0, 18, 2}});
+  const TensorView k = device_.Output(2, 32, device_.activation());
+  const TensorView kept = device_.Output(2, 32, dtype);
+  const absl::Status status =
+      PrepareWindowKv(device_.get(), {.k = k,
+                                      .v = k,
+                                      .batch = &step.batch(),
+                                      .step_k = kept,
+                                      .step_v = kept,
+                                      .num_kv_heads = 2,
+                                      .head_dim = 16,
+                                      .ring = step.ring});
+  EXPECT_EQ(status.message(),
+            "PrepareWindowKv: a ring can be written at once only with one row per sequence");
 }
 
 TEST_P(CacheWrites, AGpuRefusesAnF32Cache) {

@@ -1,6 +1,7 @@
 // The host's plan of a step and the pool's addresses.
 #include "engine/attention/attention_plan.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "engine/attention/kv_pool.h"
@@ -41,6 +42,29 @@ TEST_F(AttentionPlanTest, RowsPositionsAndPages) {
     ASSERT_EQ(batch.page_table_stride, 2);
     EXPECT_THAT(Span(batch.page_table, 3), ElementsAre(7, 3, 4));
   }
+}
+
+// Contexts of a repeatable step are rounded up to few values that are at most a quarter larger.
+TEST_F(AttentionPlanTest, RepeatableStepsHaveABound) {
+  std::vector<int32_t> blocks(20000);
+  AttentionPlan plan;
+  std::vector<int> bounds;
+  for (int pages = 1; pages <= 16384; ++pages) {
+    const PlanSequence sequences[] = {{1, 0, blocks, 0}, {1, pages * 64 - 1, blocks, 1}};
+    ASSERT_TRUE(plan.Build(*device_, sequences, /*repeatable=*/true).ok());
+    const kernels::AttentionBatch& batch = plan.batch();
+    ASSERT_EQ(batch.max_context, pages * 64);
+    ASSERT_GE(batch.context_bound, batch.max_context);
+    ASSERT_LE(batch.context_bound, std::max(1024, pages * 80));
+    ASSERT_EQ(batch.page_table_stride, batch.context_bound / 64);
+    if (bounds.empty() || bounds.back() != batch.context_bound) {
+      bounds.push_back(batch.context_bound);
+    }
+  }
+  EXPECT_TRUE(std::is_sorted(bounds.begin(), bounds.end()));
+  EXPECT_LE(bounds.size(), 41u);
+  ASSERT_TRUE(plan.Build(*device_, {}).ok());
+  EXPECT_EQ(plan.batch().context_bound, 0);
 }
 
 TEST_F(AttentionPlanTest, WhatCannotBePlannedIsRefused) {

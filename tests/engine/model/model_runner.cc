@@ -10,8 +10,8 @@
 namespace hyserve::model {
 namespace {
 
-std::unique_ptr<tensor::Device> MakeDevice(int num_threads) {
-  auto device = tensor::Device::Create({.num_threads = num_threads});
+std::unique_ptr<tensor::Device> MakeDevice(int num_threads, const std::string& name = "cpu") {
+  auto device = tensor::Device::Create({.name = name, .num_threads = num_threads});
   if (!device.ok()) ADD_FAILURE() << device.status();
   return *std::move(device);
 }
@@ -50,16 +50,16 @@ ModelRunner ModelRunner::LoadExact(const std::string& directory, tensor::DType k
 }
 
 ModelRunner ModelRunner::LoadOnCuda(const std::string& directory) {
-  auto device = tensor::Device::Create({.name = "cuda"});
-  if (!device.ok()) ADD_FAILURE() << device.status();
-  auto model = Model::Load(**device, directory, {.kv_dtype = tensor::DType::kBF16});
+  auto device = MakeDevice(0, "cuda");
+  auto model = Model::Load(*device, directory, {.kv_dtype = tensor::DType::kBF16});
   if (!model.ok()) ADD_FAILURE() << directory << ": " << model.status();
-  return ModelRunner(*std::move(device), *std::move(model), 64, 8);
+  return ModelRunner(std::move(device), *std::move(model), 64, 8);
 }
 
 ModelRunner ModelRunner::Random(const ModelConfig& config, tensor::DType weight_dtype,
-                                tensor::DType kv_dtype, uint64_t seed) {
-  auto device = MakeDevice(2);
+                                tensor::DType kv_dtype, uint64_t seed,
+                                const std::string& device_name) {
+  auto device = MakeDevice(2, device_name);
   auto model = Model::Random(*device, config, weight_dtype, seed, {.kv_dtype = kv_dtype});
   if (!model.ok()) ADD_FAILURE() << model.status();
   return ModelRunner(std::move(device), *std::move(model), 64, 8);

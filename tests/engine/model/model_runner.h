@@ -40,7 +40,8 @@ class ModelRunner {
   // On the first GPU, with a bf16 cache.
   static ModelRunner LoadOnCuda(const std::string& directory);
   static ModelRunner Random(const ModelConfig& config, tensor::DType weight_dtype,
-                            tensor::DType kv_dtype, uint64_t seed = 1);
+                            tensor::DType kv_dtype, uint64_t seed = 1,
+                            const std::string& device_name = "cpu");
 
   // Blocks are handed out in a scattered order, so that a mistake in paging shows.
   Sequence NewSequence(int64_t max_tokens);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -114,6 +115,102 @@ TEST_F(CudaDeviceTest, WorkspacesAreReusedAndGrow) {
   EXPECT_EQ(device_->Workspace(Slot::kGemm, size_t{1} << 50).status().code(),
             absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(device_->Workspace(Slot::kGemm, 2000).ok());
+}
+
+// Copies one buffer to another, and counts how often it was called.
+class RecordedCopy : public CudaDeviceTest {
+ protected:
+  void SetUp() override {
+    CudaDeviceTest::SetUp();
+    from_ = Allocate(1000);
+    to_ = Allocate(1000);
+  }
+  // Runs the copy under the key and says whether the bytes arrived.
+  bool Arrives(int64_t key) {
+    const std::vector<char> sent = RandomBytes(1000);
+    std::vector<char> received(1000);
+    EXPECT_TRUE(device_->CopyToDevice(from_.data(), sent.data(), 1000).ok());
+    const absl::Status status = device_->RunRecorded({key}, [&] {
+      ++num_calls_;
+      return device_->CopyOnDevice(to_.data(), from_.data(), 1000);
+    });
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(device_->CopyToHost(received.data(), to_.data(), 1000).ok());
+    return received == sent;
+  }
+
+  Buffer from_;
+  Buffer to_;
+  int num_calls_ = 0;
+};
+
+TEST_F(RecordedCopy, IsCalledTwiceAndReplayedThen) {
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(Arrives(7));
+  EXPECT_EQ(num_calls_, 2);  // to run, to be recorded
+  EXPECT_EQ(device_->recordings().num_replays(), 9);
+  EXPECT_TRUE(Arrives(8));
+  EXPECT_EQ(num_calls_, 3);
+}
+
+TEST_F(RecordedCopy, IsForgottenWhenMemoryIsAllocated) {
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Arrives(7));
+  const Buffer other = Allocate(100);
+  EXPECT_TRUE(Arrives(7));
+  EXPECT_EQ(num_calls_, 3);
+  EXPECT_EQ(device_->recordings().num_replays(), 2);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Arrives(7));
+  EXPECT_EQ(num_calls_, 4);
+}
+
+TEST_F(RecordedCopy, RunsDirectlyWhereItCannotBeRecorded) {
+  int32_t number = 1;
+  const std::vector<std::function<bool()>> forbidden = {
+      [&] { return device_->Synchronize().ok(); },
+      [&] { return device_->Mark().ok(); },
+      [&] { return device_->CopyToHost(&number, to_.data(), sizeof(number)).ok(); },
+      [&] { return device_->CopyToDevice(to_.data(), &number, sizeof(number)).ok(); },
+  };
+  for (size_t i = 0; i < forbidden.size(); ++i) {
+    SCOPED_TRACE(i);
+    num_calls_ = 0;
+    int num_allowed = 0;
+    for (int run = 0; run < 4; ++run) {
+      const absl::Status status =
+          device_->RunRecorded({static_cast<int64_t>(i)}, [&]() -> absl::Status {
+            ++num_calls_;
+            if (!forbidden[i]()) return absl::FailedPreconditionError("not now");
+            ++num_allowed;
+            return absl::OkStatus();
+          });
+      EXPECT_TRUE(status.ok()) << status;
+    }
+    EXPECT_EQ(num_allowed, 4);
+    EXPECT_EQ(num_calls_, 5);  // recording was tried once
+  }
+  EXPECT_TRUE(Arrives(7));
+  EXPECT_EQ(device_->recordings().num_replays(), 0);
+}
+
+TEST_F(RecordedCopy, ErrorsOfTheOpsComeThrough) {
+  for (int i = 0; i < 4; ++i) {
+    const absl::Status status =
+        device_->RunRecorded({1}, [] { return absl::InvalidArgumentError("refused"); });
+    EXPECT_EQ(status, absl::InvalidArgumentError("refused"));
+  }
+  EXPECT_TRUE(Arrives(7));
+}
+
+TEST_F(RecordedCopy, OnlySoManyKeysAreRemembered) {
+  const int64_t most = CudaRecordings::kMostKeys;
+  for (int round = 0; round < 3; ++round) {
+    for (int64_t key = 0; key < most; ++key) EXPECT_TRUE(Arrives(key));
+  }
+  EXPECT_EQ(num_calls_, 2 * most);
+  EXPECT_TRUE(Arrives(most));  // takes the place of key 0
+  EXPECT_TRUE(Arrives(1));
+  EXPECT_EQ(num_calls_, 2 * most + 1);
+  EXPECT_TRUE(Arrives(0));
+  EXPECT_EQ(num_calls_, 2 * most + 2);
 }
 
 TEST_F(CudaDeviceTest, BuffersOutliveTheDeviceAndItsThread) {

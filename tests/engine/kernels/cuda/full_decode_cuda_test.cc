@@ -2,9 +2,11 @@
 // ragged batches, and rows that do not depend on their company.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "engine/kernels/cuda/split_attention.h"
 #include "tests/engine/kernels/full_attention_case.h"
 
 namespace hyserve::kernels::testing {
@@ -69,6 +71,24 @@ TEST_P(FullDecodeCuda, ARowHasTheSameBitsAloneAndInABatch) {
     }
     EXPECT_TRUE(SameBits(together.out, alone));
     EXPECT_EQ(together.selection, selection);
+  }
+}
+
+// What a step is given room for when only a bound on its contexts is known.
+TEST(SplitBound, HoldsForEveryShorterContext) {
+  for (const int kv_heads : {1, 2, 4, 8, 16, 32}) {
+    for (const int group_heads : {1, 8, 16, 32}) {
+      for (const int head_dim : {64, 128, 192, 256}) {
+        int most = 0;
+        for (int pages = 1; pages <= 20000; ++pages) {
+          most = std::max(most, cuda::CeilDivide(pages, cuda::SplitPages(pages, true, kv_heads,
+                                                                         group_heads, head_dim)));
+          ASSERT_LE(most, cuda::MostSplits(pages, kv_heads, group_heads, head_dim))
+              << pages << " pages, " << kv_heads << " KV heads of " << group_heads << " x "
+              << head_dim;
+        }
+      }
+    }
   }
 }
 

@@ -1,0 +1,127 @@
+// Steps that replay what earlier steps enqueued (Device::RunRecorded) against steps that enqueue
+// everything themselves: equal bits. Needs a GPU.
+#include <gtest/gtest.h>
+
+#include "engine/model/presets.h"
+#include "engine/tensor/cuda_device.h"
+#include "tests/engine/model/model_runner.h"
+
+namespace hyserve::model {
+namespace {
+
+using Logits = SequenceRows::Logits;
+using tensor::DType;
+
+int64_t NumReplays(ModelRunner& runner) {
+  return static_cast<const tensor::CudaDevice&>(runner.device()).recordings().num_replays();
+}
+
+// Experts, and heads of unlike sizes.
+ModelConfig Experts() {
+  ModelConfig config = *Preset("tiny");
+  config.full = {.num_heads = 8,
+                 .num_kv_heads = 2,
+                 .head_dim = 192,
+                 .v_head_dim = 128,
+                 .rotary_dim = 64,
+                 .rope_theta = config.full.rope_theta};
+  config.sliding = config.full;
+  for (int i = 1; i < config.num_layers(); ++i) config.layers[i].is_moe = true;
+  config.num_experts = 16;
+  config.experts_per_token = 3;
+  config.moe_intermediate_size = 64;
+  config.router_correction_bias = true;
+  return config;
+}
+
+struct ReplayCase {
+  const char* name;
+  ModelConfig config;
+};
+
+class ReplayTest : public ::testing::TestWithParam<ReplayCase> {
+ protected:
+  // Sequences of contexts below, at and far above a block, the last just below what the first
+  // bucket of contexts holds.
+  static constexpr int kPrompts[] = {5, 63, 300, 1000};
+
+  ReplayTest() {
+    for (ModelRunner* runner : {&replayed_, &direct_}) {
+      for (const int tokens : kPrompts) {
+        Sequences(*runner).push_back(runner->NewSequence(tokens + 200));
+        runner->Step(Sequences(*runner).back(), RandomIds(tokens, 256, tokens), Logits::kNone);
+      }
+    }
+  }
+  std::vector<ModelRunner::Sequence>& Sequences(ModelRunner& runner) {
+    return runner_sequences_[&runner == &direct_];
+  }
+
+  // One token each; a step that announces its layers enqueues them itself.
+  StepOutput Decode(ModelRunner& runner, const std::vector<int>& batch, int step, Logits logits) {
+    std::vector<int32_t> tokens;
+    for (const int s : batch) tokens.push_back((31 * step + 7 * s) % 256);
+    StepInput input;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      input.sequences.push_back(ModelRunner::Rows(Sequences(runner)[batch[i]],
+                                                  std::span(tokens).subspan(i, 1), logits));
+    }
+    if (&runner == &direct_) input.on_layer_kv_ready = [](int) {};
+    return runner.Forward(input);
+  }
+
+  void ExpectEqualSteps(const std::vector<int>& batch, int step, Logits logits) {
+    const StepOutput got = Decode(replayed_, batch, step, logits);
+    const StepOutput want = Decode(direct_, batch, step, logits);
+    ASSERT_EQ(got.logits, want.logits) << "step " << step;
+    ASSERT_EQ(got.greedy_tokens, want.greedy_tokens) << "step " << step;
+    ASSERT_EQ(got.selections, want.selections) << "step " << step;
+    ASSERT_FALSE(got.logits.empty() && got.greedy_tokens.empty());
+  }
+
+  ModelRunner replayed_ =
+      ModelRunner::Random(GetParam().config, DType::kBF16, DType::kBF16, 3, "cuda");
+  ModelRunner direct_ =
+      ModelRunner::Random(GetParam().config, DType::kBF16, DType::kBF16, 3, "cuda");
+  std::vector<ModelRunner::Sequence> runner_sequences_[2];
+};
+
+TEST_P(ReplayTest, StepsHaveTheBitsOfDirectSteps) {
+  constexpr int kSteps = 160;
+  for (int step = 0; step < kSteps; ++step) {
+    const std::vector<int> batch = step < 40    ? std::vector<int>{0}
+                                   : step < 80  ? std::vector<int>{1, 0, 3}
+                                   : step < 120 ? std::vector<int>{3, 2}
+                                                : std::vector<int>{0, 1, 2, 3};
+    ExpectEqualSteps(batch, step, step % 3 == 2 ? Logits::kGreedy : Logits::kLast);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_EQ(NumReplays(direct_), 0);
+  // Direct were the first steps of four batches with two kinds of logits, of the bucket that
+  // sequence 3 enters, and some after memory had grown.
+  EXPECT_GE(NumReplays(replayed_), kSteps - 30);
+}
+
+TEST_P(ReplayTest, MemoryThatMovesIsNotUsedAgain) {
+  for (int step = 0; step < 4; ++step) ExpectEqualSteps({0, 1}, step, Logits::kLast);
+  const int64_t before = NumReplays(replayed_);
+  EXPECT_GE(before, 2);
+  // More rows than any step before: workspaces grow.
+  for (ModelRunner* runner : {&replayed_, &direct_}) {
+    ModelRunner::Sequence sequence = runner->NewSequence(600);
+    runner->Step(sequence, RandomIds(600, 256, 9), Logits::kAll);
+  }
+  ExpectEqualSteps({0, 1}, 4, Logits::kLast);
+  EXPECT_EQ(NumReplays(replayed_), before);
+  for (int step = 5; step < 8; ++step) ExpectEqualSteps({0, 1}, step, Logits::kLast);
+  EXPECT_GT(NumReplays(replayed_), before);
+}
+
+INSTANTIATE_TEST_SUITE_P(Nets, ReplayTest,
+                         ::testing::Values(ReplayCase{"dense", *Preset("tiny")},
+                                           ReplayCase{"demo", *Preset("demo")},
+                                           ReplayCase{"experts", Experts()}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace hyserve::model
