@@ -124,7 +124,9 @@ absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttenti
       short_rows = std::max(short_rows, rows);
       continue;
     }
-    const int blocks = (batch.first_position[seq] + rows + kSparseBlock - 1) / kSparseBlock;
+    const int context =
+        batch.context_bound > 0 ? batch.context_bound : batch.first_position[seq] + rows;
+    const int blocks = (context + kSparseBlock - 1) / kSparseBlock;
     prefill.num_rows += rows;
     prefill.num_tiles += (rows + tile_tokens - 1) / tile_tokens;
     prefill.num_blocks += blocks;

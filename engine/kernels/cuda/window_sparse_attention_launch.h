@@ -92,7 +92,7 @@ struct SparsePrefillWork {
   int min_rows = 0;
   int num_rows = 0;    // of those sequences
   int num_tiles = 0;   // sum of ceil(rows / WindowSparsePrefillTileTokens(args))
-  int num_blocks = 0;  // sum of ceil(context / kSparseBlock)
+  int num_blocks = 0;  // sum of ceil(context / kSparseBlock), or more
   int max_blocks = 0;  // the most of one sequence
 };
 // Device memory that the call needs; 0: none. Bounded by about kSparsePartialBytes + 16 bytes per
