@@ -144,8 +144,9 @@ class DecodeCase {
   SplitSize Size(const SplitAttentionArgs& args, int tile_rows) const {
     SplitSize size;
     for (int s = 0; s < NumSequences(); ++s) {
-      size.Add(PartOf(args, plan_.row_begin[s], plan_.row_begin[s + 1], plan_.first_position[s]),
-               shape_.kv_heads, shape_.heads / shape_.kv_heads, tile_rows);
+      const SequencePart part =
+          PartOf(args, plan_.row_begin[s], plan_.row_begin[s + 1], plan_.first_position[s]);
+      size.Add(part, part.splits(), shape_.kv_heads, shape_.heads / shape_.kv_heads, tile_rows);
     }
     return size;
   }
