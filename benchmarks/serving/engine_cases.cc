@@ -74,6 +74,17 @@ class Recorder : public runtime::EventSink {
     const auto& [tokens, time] = prompt_[prompt_.size() - 2];
     return (prompt_.back().first - tokens) / Seconds(prompt_.back().second - time);
   }
+  // Seconds until the first 4,096, 8,192, 16,384 ... tokens of the prompt were computed: the time to
+  // the first token of a prompt of that length, but for its logits.
+  nlohmann::ordered_json PrefillCurve() const {
+    nlohmann::ordered_json curve;
+    int64_t mark = 4096;
+    for (const auto& [tokens, time] : prompt_) {
+      while (tokens > mark) mark *= 2;
+      if (tokens == mark) curve[std::to_string(mark)] = Seconds(time - prompt_.front().second);
+    }
+    return curve;
+  }
   double Decode() const {
     return (token_times_.size() - 1) / Seconds(token_times_.back() - token_times_.front());
   }
@@ -131,6 +142,7 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
                                                       int run_tokens, int decode_tokens,
                                                       int repetitions) {
   std::vector<double> first_token, prefill, last_chunk, decode;
+  nlohmann::ordered_json curve;
   for (int repetition = 0; repetition < repetitions; ++repetition) {
     auto recorder = std::make_shared<Recorder>();
     absl::Status status =
@@ -141,6 +153,7 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
     prefill.push_back(recorder->Prefill());
     last_chunk.push_back(recorder->LastChunk());
     decode.push_back(recorder->Decode());
+    curve = recorder->PrefillCurve();
   }
   nlohmann::ordered_json row;
   row["depth_tokens"] = depth;
@@ -148,6 +161,7 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
   row["ttft_seconds"] = Median(first_token);
   row["prefill_tokens_per_second"] = Median(prefill);
   row["prefill_last_chunk_tokens_per_second"] = Median(last_chunk);
+  row["prefill_seconds_at_tokens"] = std::move(curve);
   row["decode_tokens_per_second"] = Median(decode);
   row["kv_bytes"] = kv_cache::KvLayout::NumBlocks(depth) * engine.layout().block_bytes() +
                     engine.layout().slab_bytes;

@@ -50,17 +50,33 @@ ShutdownSignal::ShutdownSignal() {
   if (signal_fd_ < 0) ABSL_RAW_LOG(FATAL, "signalfd failed");
   trigger_fd_ = NewEvent();
   stop_fd_ = NewEvent();
+  started_fd_ = NewEvent();
 }
 
 ShutdownSignal::~ShutdownSignal() {
+  EndOfStart();
   Raise(stop_fd_);
   if (second_signal_.joinable()) second_signal_.join();
   close(signal_fd_);
   close(trigger_fd_);
   close(stop_fd_);
+  close(started_fd_);
+}
+
+void ShutdownSignal::ExitWhileStarting() {
+  starting_ = std::thread([this] {
+    if (WaitFor(signal_fd_, started_fd_) != 0) _exit(0);
+  });
+}
+
+void ShutdownSignal::EndOfStart() {
+  if (!starting_.joinable()) return;
+  Raise(started_fd_);
+  starting_.join();
 }
 
 int ShutdownSignal::Wait() {
+  EndOfStart();
   const int signal = WaitFor(signal_fd_, trigger_fd_);
   if (!second_signal_.joinable()) {
     second_signal_ = std::thread([this] {

@@ -19,15 +19,22 @@ class ShutdownSignal {
   ShutdownSignal(const ShutdownSignal&) = delete;
   ShutdownSignal& operator=(const ShutdownSignal&) = delete;
 
+  // Until Wait(), a signal ends the process at once with code 0: for a start that takes long and
+  // leaves nothing to save. At most once, before Wait().
+  void ExitWhileStarting();
   // Returns the signal's number. From then on a second signal calls _exit(128 + number).
   int Wait();
   // As if a signal had arrived: Wait() returns 0. Callable from any thread.
   void Trigger();
 
  private:
+  void EndOfStart();
+
   int signal_fd_ = -1;
   int trigger_fd_ = -1;
   int stop_fd_ = -1;
+  int started_fd_ = -1;
+  std::thread starting_;
   std::thread second_signal_;
 };
 

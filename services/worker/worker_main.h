@@ -52,6 +52,7 @@ int WorkerMain(int argc, char** argv, const std::string& program,
   if (flags->check_config) return 0;
   common::InitLogging(config->logging, settings->name);
   IgnoreUcxEnvironment();
+  shutdown.ExitWhileStarting();
 
   auto core = WorkerCore::Create(*config, *settings);
   if (!core.ok()) return ExitWith(common::kExitConfig, program, core.status());

@@ -157,7 +157,7 @@ void CheckAll(bool tiny) {
       {{5000, 301}, {0, 1}, {7777, 650}, {64, 40}, {4200, 7}},
       {{0, 8500}},
       {{19970, 1030}}};
-  if (tiny) steps = {{{0, 70}, {999, 1}, {190, 40}, {300, 3}}, {{5000, 260}, {70, 2}}};
+  if (tiny) steps = {{{0, 70}, {999, 1}, {190, 40}, {300, 3}}, {{20000, 260}, {70, 2}}};
   const std::vector<SparseOptions> variants = {
       {GateKind::kHead, true, true, Pattern::kNeighbours},
       {GateKind::kElement, false, true, Pattern::kUniform},

@@ -42,6 +42,30 @@ TEST(ShutdownSignal, TheSecondSignalEndsTheProcessAtOnce) {
             128 + SIGINT);
 }
 
+TEST(ShutdownSignal, ASignalEndsALongStartAtOnce) {
+  EXPECT_EQ(ExitCode([] {
+              ShutdownSignal shutdown;
+              shutdown.ExitWhileStarting();
+              kill(getpid(), SIGTERM);
+              while (true) pause();  // a model that loads for ever
+              return 1;
+            }),
+            0);
+}
+
+TEST(ShutdownSignal, AfterTheStartTheFirstSignalIsAnEventAgain) {
+  EXPECT_EQ(ExitCode([] {
+              ShutdownSignal shutdown;
+              shutdown.ExitWhileStarting();
+              shutdown.Trigger();
+              if (shutdown.Wait() != 0) return 1;
+              kill(getpid(), SIGTERM);
+              while (true) pause();  // the second, for the trigger was the first
+              return 1;
+            }),
+            128 + SIGTERM);
+}
+
 TEST(ShutdownSignal, CanBeTriggered) {
   EXPECT_EQ(ExitCode([] {
               ShutdownSignal shutdown;
