@@ -15,8 +15,8 @@ __device__ __forceinline__ void WaitForPriorKernels() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 // From when all CTAs have called this (or ended) the next kernel's may take free places. Attention
-// ends first where a product is next: its shared memory is taken from L1, which the product needs
-// for its loads, and a multiprocessor divides the two anew only when nothing runs on it.
+// ends first where a product is next, which measured faster (DECISIONS.md, "No product starts
+// beside attention").
 __device__ __forceinline__ void LetNextKernelStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
