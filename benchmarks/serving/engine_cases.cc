@@ -161,7 +161,7 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, i
   row["ttft_seconds"] = Median(first_token);
   row["prefill_tokens_per_second"] = Median(prefill);
   row["prefill_last_chunk_tokens_per_second"] = Median(last_chunk);
-  row["prefill_seconds_at_tokens"] = std::move(curve);
+  if (!curve.empty()) row["prefill_seconds_at_tokens"] = std::move(curve);
   row["decode_tokens_per_second"] = Median(decode);
   row["kv_bytes"] = kv_cache::KvLayout::NumBlocks(depth) * engine.layout().block_bytes() +
                     engine.layout().slab_bytes;
