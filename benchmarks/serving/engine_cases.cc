@@ -74,8 +74,8 @@ class Recorder : public runtime::EventSink {
     const auto& [tokens, time] = prompt_[prompt_.size() - 2];
     return (prompt_.back().first - tokens) / Seconds(prompt_.back().second - time);
   }
-  // Seconds until the first 4,096, 8,192, 16,384 ... tokens of the prompt were computed: the time to
-  // the first token of a prompt of that length, but for its logits.
+  // Seconds until the first 4,096, 8,192, 16,384 ... tokens of the prompt were computed: the time
+  // to the first token of a prompt of that length, but for its logits.
   nlohmann::ordered_json PrefillCurve() const {
     nlohmann::ordered_json curve;
     int64_t mark = 4096;

@@ -13,9 +13,9 @@ namespace hyserve::benchmarks {
 // One random prompt of `depth` tokens, computed `repetitions` times: medians of the time to the
 // first token, of the tokens per second of the whole prompt and of its last chunk ("at depth"), and
 // of decoding the `decode_tokens` tokens behind it, and the last run's times to powers of two of
-// computed tokens. Every random token stands `run_tokens` times in
-// a row: with random weights, neighbours that are unlike choose blocks that have nothing in common,
-// which is the worst case of sparse layers; runs make them choose alike, as those of real text do.
+// computed tokens. Every random token stands `run_tokens` times in a row: with random weights,
+// neighbours that are unlike choose blocks that have nothing in common, which is the worst case of
+// sparse layers; runs make them choose alike, as those of real text do.
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(runtime::Engine& engine, int depth,
                                                       int run_tokens, int decode_tokens,
                                                       int repetitions);

@@ -102,6 +102,8 @@ class Stops(unittest.TestCase):
         for number in (signal.SIGTERM, signal.SIGINT):
             up = subprocess.Popen([str(BIN / "hyserve"), "up", "--config", str(cluster.config)],
                                   stdout=subprocess.PIPE, text=True, start_new_session=True)
+            self.addCleanup(up.stdout.close)
+            self.addCleanup(up.kill)  # whatever failed; its children end with it
             ready = next(line for line in up.stdout if line.startswith("ready"))
             self.assertIn("1 prefill and 1 decode", ready)
             os.killpg(up.pid, number)

@@ -16,12 +16,12 @@
 #include "engine/kernels/cuda/hopper/wgmma.h"
 #include "engine/kernels/cuda/window_sparse_attention_by_block.h"
 #include "engine/kernels/cuda/window_sparse_attention_copy-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_scores-inl.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
 
 inline constexpr int kByBlockConsumers = 2;  // warpgroups
 inline constexpr int kBlockStages = 2;
-inline constexpr int kBlockSlabBytes = kSparseBlock * 128;
 
 // q [rows][heads * dim / 64][64]: a token's heads of a group are one box.
 struct ByBlockMaps {
@@ -54,8 +54,8 @@ struct ByBlockShared {
   // Row 64 bytes x 2 of slab s of head h of token t: (t * heads + h) * kKeySlabs + s.
   alignas(1024) unsigned char q[kQueryStages][64 * kDim * 2];
   struct Block {
-    unsigned char k[kKeySlabs][kBlockSlabBytes];
-    unsigned char v[kValueSlabs][kBlockSlabBytes];
+    unsigned char k[kKeySlabs][kSlabBytes];
+    unsigned char v[kValueSlabs][kSlabBytes];
   };
   alignas(1024) Block blocks[kBlockStages];
   QueryTile tiles[kQueryStages];
@@ -177,16 +177,9 @@ class ByBlockProducer {
       return;
     }
     if (lane_ == 0) {
-      hopper::BarrierArriveExpect(full,
-                                  (Shared::kKeySlabs + Shared::kValueSlabs) * kBlockSlabBytes);
-#pragma unroll
-      for (int i = 0; i < Shared::kKeySlabs; ++i) {
-        hopper::LoadTile4d(&maps_.page_k, block.k[i], full, i * 64, 0, kv_head, item.page);
-      }
-#pragma unroll
-      for (int i = 0; i < Shared::kValueSlabs; ++i) {
-        hopper::LoadTile4d(&maps_.page_v, block.v[i], full, i * 64, 0, kv_head, item.page);
-      }
+      hopper::BarrierArriveExpect(full, (Shared::kKeySlabs + Shared::kValueSlabs) * kSlabBytes);
+      StartPageCopy<kDim, kVDim>(maps_.page_k, maps_.page_v, block.k, block.v, full, kv_head,
+                                 item.page);
     }
     __syncwarp();
   }
@@ -294,7 +287,7 @@ class ByBlockConsumer {
     for (int step = 0; step < kSteps; ++step) {
       hopper::WgmmaRegister<64, false>::Issue(
           s, q[step],
-          hopper::AdvanceDescriptor(k, (step / 4) * kBlockSlabBytes + (step % 4) * 32),
+          hopper::AdvanceDescriptor(k, (step / 4) * kSlabBytes + (step % 4) * 32),
           step > 0 ? 1 : 0);
     }
     hopper::WgmmaCommit();
@@ -315,13 +308,7 @@ class ByBlockConsumer {
     float sum[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float max = fmaxf(s[2 * half], s[2 * half + 1]);
-#pragma unroll
-      for (int i = 1; i < 8; ++i) {
-        max = fmaxf(max, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+      const float max = RowMax(s, half);
       lse_[half] = max == -INFINITY ? 0.0f : max * factor_;
       sum[half] = 0.0f;
     }
@@ -332,15 +319,9 @@ class ByBlockConsumer {
       sum[half] += s[i];
     }
     uint32_t p[4][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        p[i][j] = hopper::PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
-      }
-    }
+    PackProbabilities(s, p);
     const uint64_t v =
-        hopper::DescriptorMnMajor(hopper::SharedAddress(block.v), kBlockSlabBytes);
+        hopper::DescriptorMnMajor(hopper::SharedAddress(block.v), kSlabBytes);
     hopper::FenceRegisters(p);
     hopper::FenceRegisters(out_);
     hopper::WgmmaFence();

@@ -7,6 +7,7 @@
 #include "engine/kernels/cuda/hopper/wgmma.h"
 #include "engine/kernels/cuda/window_sparse_attention-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_prefill-inl.h"
+#include "engine/kernels/cuda/window_sparse_attention_scores-inl.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
 
@@ -152,13 +153,7 @@ class Consumer {
       for (int i = 0; i < kVDim / 2; ++i) out_[i] *= scale[(i >> 1) & 1];
     }
     uint32_t p[4][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        p[i][j] = hopper::PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
-      }
-    }
+    PackProbabilities(s, p);
     const uint64_t v = hopper::DescriptorMnMajor(hopper::SharedAddress(stage.v), kSlabBytes);
     hopper::FenceRegisters(p);
     hopper::FenceRegisters(out_);
@@ -179,14 +174,7 @@ class Consumer {
     float offset[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float max = fmaxf(s[2 * half], s[2 * half + 1]);
-#pragma unroll
-      for (int i = 1; i < 8; ++i) {
-        max = fmaxf(max, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-      max = fmaxf(max_[half], max * factor_);
+      const float max = fmaxf(max_[half], RowMax(s, half) * factor_);
       offset[half] = max == -INFINITY ? 0.0f : max;
       scale[half] = hopper::Exp2(max_[half] - offset[half]);
       max_[half] = max;

@@ -1,5 +1,6 @@
-// Copies of a block's keys and values into shared memory with ordinary loads, in the layout of the
-// copy engine: for blocks that do not lie in memory as 64 whole rows.
+// Copies of a block's keys and values into shared memory, as slabs of 64 columns with the copy
+// engine's 128-byte swizzle: by the copy engine, or with ordinary loads where a block does not lie
+// in memory as 64 whole rows.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_COPY_INL_H_
 #define HYSERVE_ENGINE_KERNELS_CUDA_WINDOW_SPARSE_ATTENTION_COPY_INL_H_
 
@@ -7,6 +8,25 @@
 #include "engine/kernels/cuda/window_sparse_attention-inl.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
+
+inline constexpr int kSlabBytes = kSparseBlock * 128;  // 64 rows of 64 bf16
+
+// By one lane: starts the copies of a whole page (EncodePageMap), of which `full` is to expect the
+// bytes.
+template <int kDim, int kVDim>
+__device__ __forceinline__ void StartPageCopy(const CUtensorMap& page_k, const CUtensorMap& page_v,
+                                              unsigned char (&k)[kDim / 64][kSlabBytes],
+                                              unsigned char (&v)[kVDim / 64][kSlabBytes],
+                                              uint64_t* full, int kv_head, int page) {
+#pragma unroll
+  for (int i = 0; i < kDim / 64; ++i) {
+    hopper::LoadTile4d(&page_k, k[i], full, i * 64, 0, kv_head, page);
+  }
+#pragma unroll
+  for (int i = 0; i < kVDim / 64; ++i) {
+    hopper::LoadTile4d(&page_v, v[i], full, i * 64, 0, kv_head, page);
+  }
+}
 
 // low, high: this lane's rows `lane` and `lane + 32`; null: zeros.
 template <int kCols>
@@ -19,7 +39,7 @@ __device__ void CopyMatrixByHand(uint32_t to, const uint16_t* low, const uint16_
     const uint16_t* from = reinterpret_cast<const uint16_t*>(
         __shfl_sync(~0u, reinterpret_cast<unsigned long long>(mine), row % 32));
     if (lane < kChunks) {
-      const uint32_t address = to + (lane / 8) * (kSparseBlock * 128) + row * 128 +
+      const uint32_t address = to + (lane / 8) * kSlabBytes + row * 128 +
                                (((lane % 8) ^ (row & 7)) << 4);
       const void* source = from == nullptr ? nullptr : from + lane * 8;
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(source),

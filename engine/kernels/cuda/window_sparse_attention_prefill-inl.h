@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "engine/kernels/cuda/hopper/mbarrier.h"
+#include "engine/kernels/cuda/window_sparse_attention_copy-inl.h"
 #include "engine/kernels/cuda/window_sparse_attention_launch.h"
 
 namespace hyserve::kernels::cuda::window_sparse {
@@ -19,7 +20,6 @@ namespace hyserve::kernels::cuda::window_sparse {
 inline constexpr int kConsumers = 2;           // warpgroups
 inline constexpr int kTileRows = 64;           // of one consumer
 inline constexpr int kMaxConsumerTokens = 16;  // so that a tile has at most 32: one a lane
-inline constexpr int kSlabBytes = 64 * 128;    // 64 rows of 64 bf16
 
 // Tokens of one consumer for groups of `heads` heads (at most 64).
 __host__ __device__ constexpr int ConsumerTokens(int heads) {

@@ -90,14 +90,8 @@ class Producer {
     if (block.source == BlockSource::kPage) {
       if (lane_ != 0) return;
       hopper::BarrierArriveExpect(full, kStageBytes);
-#pragma unroll
-      for (int i = 0; i < Shared::kKeySlabs; ++i) {
-        hopper::LoadTile4d(&maps_.page_k, stage.k[i], full, i * 64, 0, kv_head, block.index);
-      }
-#pragma unroll
-      for (int i = 0; i < Shared::kValueSlabs; ++i) {
-        hopper::LoadTile4d(&maps_.page_v, stage.v[i], full, i * 64, 0, kv_head, block.index);
-      }
+      StartPageCopy<kDim, kVDim>(maps_.page_k, maps_.page_v, stage.k, stage.v, full, kv_head,
+                                 block.index);
       return;
     }
     CopyBlockByHand<kDim, kVDim>(stage.k, stage.v, full, [&](int slot) -> KeyRows {

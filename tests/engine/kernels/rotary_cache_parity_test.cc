@@ -120,18 +120,9 @@ class CacheWrites : public RotaryCacheParity {
                     .ok());
     const TensorView step_k = device_.Output(rows, k_cols, dtype);
     const TensorView step_v = device_.Output(rows, v_cols, dtype);
-    ASSERT_TRUE(PrepareWindowKv(device_.get(), {.q = q_of_prepare,
-                                                .k = device_.Activations(k, rows, k_cols),
-                                                .v = device_.Activations(v, rows, v_cols),
-                                                .rotary_dim = rotary,
-                                                .inv_freq = inv_freq,
-                                                .value_scale = kValueScale,
-                                                .batch = &step.batch(),
-                                                .step_k = step_k,
-                                                .step_v = step_v,
-                                                .num_kv_heads = 2,
-                                                .head_dim = dim})
-                    .ok());
+    PrepareWindowKvParams prepare = WindowParams(step, k, v, rotary, inv_freq, step_k, step_v);
+    prepare.q = q_of_prepare;
+    ASSERT_TRUE(PrepareWindowKv(device_.get(), prepare).ok());
     ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
     EXPECT_EQ(device_.Download(q_of_append), device_.Download(q_by_itself));
     EXPECT_EQ(device_.Download(q_of_prepare), device_.Download(q_by_itself));
@@ -196,18 +187,9 @@ class CacheWrites : public RotaryCacheParity {
       AttentionStep step(device_, world, {{0, 199, 1}, {1, 47, 1}, {2, 0, 1}, {3, 96, 1}});
       const TensorView step_k = device_.Output(rows, 2 * dim, dtype);
       const TensorView step_v = device_.Output(rows, 2 * v_dim, dtype);
-      ASSERT_TRUE(PrepareWindowKv(device_.get(), {.k = device_.Activations(k, rows, 2 * dim),
-                                                  .v = device_.Activations(v, rows, 2 * v_dim),
-                                                  .rotary_dim = rotary,
-                                                  .inv_freq = inv_freq,
-                                                  .value_scale = kValueScale,
-                                                  .batch = &step.batch(),
-                                                  .step_k = step_k,
-                                                  .step_v = step_v,
-                                                  .num_kv_heads = 2,
-                                                  .head_dim = dim,
-                                                  .ring = at_once ? step.ring : WindowKv()})
-                      .ok());
+      PrepareWindowKvParams prepare = WindowParams(step, k, v, rotary, inv_freq, step_k, step_v);
+      if (at_once) prepare.ring = step.ring;
+      ASSERT_TRUE(PrepareWindowKv(device_.get(), prepare).ok());
       if (!at_once) {
         ASSERT_TRUE(StoreWindowKv(device_.get(), {step_k, step_v, &step.batch(), step.ring}).ok());
       }
@@ -227,6 +209,23 @@ class CacheWrites : public RotaryCacheParity {
       }
     }
     EXPECT_EQ(got[0], got[1]);
+  }
+
+  // Without queries and ring. k, v: the rows of `step`, two heads each.
+  PrepareWindowKvParams WindowParams(const AttentionStep& step, const std::vector<float>& k,
+                                     const std::vector<float>& v, int rotary,
+                                     const double* inv_freq, const TensorView& step_k,
+                                     const TensorView& step_v) {
+    return {.k = device_.Activations(k, step_k.rows, step_k.cols),
+            .v = device_.Activations(v, step_v.rows, step_v.cols),
+            .rotary_dim = rotary,
+            .inv_freq = inv_freq,
+            .value_scale = kValueScale,
+            .batch = &step.batch(),
+            .step_k = step_k,
+            .step_v = step_v,
+            .num_kv_heads = 2,
+            .head_dim = static_cast<int>(step_k.cols / 2)};
   }
 
   std::vector<float> Read(const void* base, int64_t element, int count, DType dtype) {
