@@ -95,12 +95,15 @@ absl::Status GatherRows(Device& device, const GatherRowsParams& params) {
   return Dispatch(device, "GatherRows", cpu::GatherRows, cuda::GatherRows, params);
 }
 
-absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params) {
-  ShapeCheck check("ArgmaxRows");
-  check.Matrix("x", params.x, params.x.rows, params.x.cols, DType::kF32)
-      .Require(params.token_ids != nullptr || params.x.rows == 0, "no place for the token ids");
+absl::Status SampleTokens(Device& device, const SampleTokensParams& params) {
+  const int64_t rows = params.logits.rows;
+  ShapeCheck check("SampleTokens");
+  check.Matrix("logits", params.logits, rows, params.logits.cols, DType::kF32)
+      .Require(params.logits.cols > 0 || rows == 0, "no columns")
+      .Require(params.rows != nullptr || rows == 0, "no rows to sample")
+      .Require(params.out != nullptr || rows == 0, "no place for the tokens");
   if (!check.ok()) return check.status();
-  return Dispatch(device, "ArgmaxRows", cpu::ArgmaxRows, cuda::ArgmaxRows, params);
+  return Dispatch(device, "SampleTokens", cpu::SampleTokens, cuda::SampleTokens, params);
 }
 
 absl::Status MixtureOfExperts(Device& device, const MoeParams& params) {

@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/kernels/attention_batch.h"
+#include "engine/kernels/sample_tokens.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/tensor.h"
 
@@ -103,14 +104,6 @@ struct GatherRowsParams {
 };
 absl::Status GatherRows(Device& device, const GatherRowsParams& params);
 
-// token_ids[i] = index of the largest of x[i], lower index first; NaN counts as minus infinity; -1
-// when no value is above minus infinity.
-struct ArgmaxRowsParams {
-  TensorView x;                  // [num_rows, cols], f32
-  int32_t* token_ids = nullptr;  // device, [num_rows]
-};
-absl::Status ArgmaxRows(Device& device, const ArgmaxRowsParams& params);
-
 // Mixture of experts with a sigmoid router:
 //   s = sigmoid(logits); chosen = top k of s + correction_bias (ties: lower index);
 //   w = s[chosen], divided by their sum if normalize, times scaling_factor;
@@ -127,6 +120,29 @@ struct MoeParams {
   TensorView out;  // [num_rows, hidden]
 };
 absl::Status MixtureOfExperts(Device& device, const MoeParams& params);
+
+// ---- Sampling -----------------------------------------------------------------------------------
+
+// Chooses the token of every row of logits, or scores a given one (sample_tokens.h). In this order:
+//   1. NaN becomes minus infinity, plus infinity the largest finite float
+//   2. the row's edits: bias, penalties, impossible tokens
+//   3. log-probabilities, where asked for: logit - log(sum(exp(logits)))
+//   4. temperature 0: the token with the largest logit. Else weight = exp((logit - max) /
+//      temperature), and of the tokens with a weight:
+//   5. top_k: the k best
+//   6. top_p: of these, the shortest run of the best whose weights sum to top_p of the whole
+//   7. min_p: of these, those with a weight of at least min_p
+//   8. the first token at which the running sum of weights exceeds uniform * their sum: in the
+//      order of ids, or, where top_k < vocab, top_p < 1 or min_p > 0, best first
+// Equal logits are ordered by lower id everywhere. Weights and sums are double on the CPU, at least
+// as fine as 2^-40 of the best token's weight on CUDA.
+struct SampleTokensParams {
+  TensorView logits;                  // [num_rows, vocab_size], f32; changed by the op
+  const SampleRow* rows = nullptr;    // device, [num_rows]
+  const LogitEdit* edits = nullptr;   // device; may be null when no row has edits
+  SampledRow* out = nullptr;          // device, [num_rows]
+};
+absl::Status SampleTokens(Device& device, const SampleTokensParams& params);
 
 // ---- Rotary and cache writes --------------------------------------------------------------------
 

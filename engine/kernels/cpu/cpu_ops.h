@@ -25,7 +25,7 @@ absl::Status Linear(CpuDevice& device, const LinearParams& params);
 absl::Status SwiGlu(CpuDevice& device, const SwiGluParams& params);
 absl::Status LinearSwiGlu(CpuDevice& device, const LinearSwiGluParams& params);
 absl::Status GatherRows(CpuDevice& device, const GatherRowsParams& params);
-absl::Status ArgmaxRows(CpuDevice& device, const ArgmaxRowsParams& params);
+absl::Status SampleTokens(CpuDevice& device, const SampleTokensParams& params);
 absl::Status MixtureOfExperts(CpuDevice& device, const MoeParams& params);
 absl::Status Rotary(CpuDevice& device, const RotaryParams& params);
 absl::Status AppendPagedKv(CpuDevice& device, const AppendPagedKvParams& params);

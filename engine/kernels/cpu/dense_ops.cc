@@ -1,7 +1,6 @@
 // Embedding, normalisation, activation and gathering: ops whose rows are independent and cheap.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "engine/kernels/cpu/cpu_ops.h"
 
@@ -90,24 +89,6 @@ absl::Status GatherRows(CpuDevice& device, const GatherRowsParams& params) {
     for (int64_t row = begin; row < end; ++row) {
       const TensorView source = params.x.Rows(params.rows[row], 1);
       std::memcpy(params.out.Rows(row, 1).data, source.data, bytes);
-    }
-  });
-  return absl::OkStatus();
-}
-
-absl::Status ArgmaxRows(CpuDevice& device, const ArgmaxRowsParams& params) {
-  ForEachRowGroup(device, params.x.rows, params.x.cols, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* values = params.x.Row<float>(row);
-      float best = -std::numeric_limits<float>::infinity();
-      int32_t index = -1;
-      for (int64_t i = 0; i < params.x.cols; ++i) {
-        if (values[i] > best) {
-          best = values[i];
-          index = static_cast<int32_t>(i);
-        }
-      }
-      params.token_ids[row] = index;
     }
   });
   return absl::OkStatus();

@@ -24,7 +24,7 @@ absl::Status Linear(CudaDevice& device, const LinearParams& params);
 absl::Status SwiGlu(CudaDevice& device, const SwiGluParams& params);
 absl::Status LinearSwiGlu(CudaDevice& device, const LinearSwiGluParams& params);
 absl::Status GatherRows(CudaDevice& device, const GatherRowsParams& params);
-absl::Status ArgmaxRows(CudaDevice& device, const ArgmaxRowsParams& params);
+absl::Status SampleTokens(CudaDevice& device, const SampleTokensParams& params);
 absl::Status MixtureOfExperts(CudaDevice& device, const MoeParams& params);
 absl::Status Rotary(CudaDevice& device, const RotaryParams& params);
 absl::Status AppendPagedKv(CudaDevice& device, const AppendPagedKvParams& params);

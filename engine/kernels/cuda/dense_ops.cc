@@ -1,6 +1,5 @@
 #include "engine/kernels/cuda/dense_ops.h"
 
-#include "engine/kernels/cuda/argmax.h"
 #include "engine/kernels/cuda/cuda_ops.h"
 
 namespace hyserve::kernels::cuda {
@@ -70,26 +69,6 @@ absl::Status SwiGlu(CudaDevice& device, const SwiGluParams& params) {
 absl::Status GatherRows(CudaDevice& device, const GatherRowsParams& params) {
   if (Empty(params.out)) return absl::OkStatus();
   return Gather(device, params.x, params.rows, params.out, "GatherRows");
-}
-
-absl::Status ArgmaxRows(CudaDevice& device, const ArgmaxRowsParams& params) {
-  const int64_t rows = params.x.rows;
-  const int parts = ArgmaxParts(rows, params.x.cols);
-  const absl::StatusOr<std::byte*> partial =
-      device.Workspace(CudaDevice::WorkspaceSlot::kArgmax, rows * parts * sizeof(uint64_t));
-  if (!partial.ok()) return partial.status();
-  const absl::StatusOr<std::byte*> tickets =
-      device.Workspace(CudaDevice::WorkspaceSlot::kTickets, rows * sizeof(int32_t));
-  if (!tickets.ok()) return tickets.status();
-  return CudaStatus(LaunchArgmax({.x = static_cast<const float*>(params.x.data),
-                                  .row_stride = params.x.row_stride,
-                                  .num_rows = rows,
-                                  .num_cols = params.x.cols,
-                                  .token_ids = params.token_ids,
-                                  .partial = reinterpret_cast<uint64_t*>(*partial),
-                                  .tickets = reinterpret_cast<int32_t*>(*tickets)},
-                                 device.stream()),
-                    "ArgmaxRows");
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -246,35 +246,6 @@ TEST_P(DenseParity, LinearSwiGluHasTheBitsOfTheTwoOps) {
   }
 }
 
-TEST_P(DenseParity, ArgmaxTakesTheLargestOfEveryRow) {
-  Random random(31);
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const float infinity = std::numeric_limits<float>::infinity();
-  for (const int64_t cols : {1, 5, 64, 1027, 50000}) {
-    std::vector<float> x = random.Normal(7 * cols);
-    std::vector<int32_t> want(7);
-    for (int row = 0; row < 7; ++row) {
-      float* values = x.data() + row * cols;
-      if (row == 1) std::fill(values, values + cols, -infinity);
-      if (row == 2) std::fill(values, values + cols, nan);
-      if (row == 3) values[cols / 2] = infinity;
-      if (row == 4) values[cols / 3] = nan;
-      if (row == 5) std::fill(values, values + cols, -3.5f);  // ties: the lowest index
-      if (row == 6) values[0] = values[cols - 1] = 100;
-      want[row] = -1;
-      for (int64_t i = 0; i < cols; ++i) {
-        if (values[i] > (want[row] < 0 ? -infinity : values[want[row]])) {
-          want[row] = static_cast<int32_t>(i);
-        }
-      }
-    }
-    int32_t* ids = device_.UploadArray(std::vector<int32_t>(7, -7));
-    ASSERT_TRUE(
-        ArgmaxRows(device_.get(), {device_.Upload(x, 7, cols, tensor::DType::kF32), ids}).ok());
-    EXPECT_EQ(device_.DownloadArray(ids, 7), want) << cols << " columns";
-  }
-}
-
 TEST_P(DenseParity, GatherTakesTheNamedRows) {
   Random random(6);
   const std::vector<float> x = Input(random.Normal(10 * 21));
