@@ -37,7 +37,7 @@ class AttentionPlan {
   const kernels::AttentionBatch& batch() const { return batch_; }
 
  private:
-  StagedArray arrays_;
+  StagedArray<int32_t> arrays_;
   kernels::AttentionBatch batch_;
 };
 

@@ -1,20 +1,28 @@
-// A growing array of int32 that is filled on the host and copied to a device once per step.
+// A growing array that is filled on the host and copied to a device once per step.
 //
-// Not thread-safe. Device pointers are valid from Upload until the next Reset.
+// Not thread-safe. Device pointers are valid from Upload until the next Reset; they move only when
+// an upload is larger than all before it.
 #ifndef HYSERVE_ENGINE_ATTENTION_STAGED_ARRAY_H_
 #define HYSERVE_ENGINE_ATTENTION_STAGED_ARRAY_H_
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "engine/tensor/buffer.h"
 #include "engine/tensor/device.h"
 
 namespace hyserve::attention {
 
+template <typename T>
 class StagedArray {
+  static_assert(std::is_trivially_copyable_v<T>);
+
  public:
   void Reset() { host_.clear(); }
   // Appends `count` zeros and returns their offset.
@@ -23,20 +31,31 @@ class StagedArray {
     host_.resize(offset + count);
     return offset;
   }
-  void Push(int32_t value) { host_.push_back(value); }
+  void Push(const T& value) { host_.push_back(value); }
+  void Append(std::span<const T> values) {
+    host_.insert(host_.end(), values.begin(), values.end());
+  }
   size_t size() const { return host_.size(); }
 
-  int32_t* host(size_t offset) { return host_.data() + offset; }
-  const int32_t* host(size_t offset) const { return host_.data() + offset; }
+  T* host(size_t offset) { return host_.data() + offset; }
+  const T* host(size_t offset) const { return host_.data() + offset; }
   // REQUIRES: Upload succeeded after the last change.
-  const int32_t* device(size_t offset) const {
-    return static_cast<const int32_t*>(buffer_.data()) + offset;
+  const T* device(size_t offset) const { return static_cast<const T*>(buffer_.data()) + offset; }
+
+  absl::Status Upload(tensor::Device& device) {
+    const size_t bytes = host_.size() * sizeof(T);
+    if (bytes == 0) return absl::OkStatus();
+    if (buffer_.size_bytes() < bytes) {
+      absl::StatusOr<tensor::Buffer> larger =
+          device.Allocate(std::max(bytes, buffer_.size_bytes() * 2));
+      if (!larger.ok()) return larger.status();
+      buffer_ = *std::move(larger);
+    }
+    return device.CopyToDevice(buffer_.data(), host_.data(), bytes);
   }
 
-  absl::Status Upload(tensor::Device& device);
-
  private:
-  std::vector<int32_t> host_;
+  std::vector<T> host_;
   tensor::Buffer buffer_;
 };
 

@@ -1,7 +1,6 @@
 #include "engine/model/forward.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "engine/model/feed_forward.h"
 #include "engine/model/layout.h"
 #include "engine/model/step.h"
+#include "engine/model/step_results.h"
 #include "engine/model/workspace.h"
 
 namespace hyserve::model {
@@ -19,14 +19,6 @@ namespace {
 
 using attention::PlanSequence;
 using tensor::TensorView;
-
-bool Wanted(const StepInput& input, std::initializer_list<SequenceRows::Logits> kinds) {
-  return std::any_of(input.sequences.begin(), input.sequences.end(),
-                     [&](const SequenceRows& sequence) {
-                       return std::find(kinds.begin(), kinds.end(), sequence.logits) !=
-                              kinds.end();
-                     });
-}
 
 class HySparseModel final : public Model {
  public:
@@ -37,7 +29,8 @@ class HySparseModel final : public Model {
         layout_(MakeKvLayout(config, options.kv_dtype, weights.digest)),
         slots_(SlotsOfLayers(config, layout_)),
         weights_(std::move(weights)),
-        workspace_(device) {}
+        workspace_(device),
+        results_(device, workspace_) {}
 
   const ModelConfig& config() const override { return config_; }
   const kv_cache::KvLayout& layout() const override { return layout_; }
@@ -62,7 +55,11 @@ class HySparseModel final : public Model {
                         .chosen_batch = chosen_is_all_ ? plan_.batch() : chosen_plan_.batch(),
                         .chosen_rows = ids_.device(plan_.batch().num_rows),
                         .chosen_is_all = chosen_is_all_};
-    if (absl::Status status = PrepareResults(input, step); !status.ok()) return status;
+    if (absl::Status status = PrepareSelections(step); !status.ok()) return status;
+    if (absl::Status status = results_.Prepare(input, step.num_chosen(), config_.vocab_size);
+        !status.ok()) {
+      return status;
+    }
     const auto run = [&] { return RunLayers(step); };
     if (absl::Status status = step.batch.context_bound > 0
                                   ? device_.RunRecorded(RecordingKey(step), run)
@@ -71,7 +68,7 @@ class HySparseModel final : public Model {
       return status;
     }
     if (absl::Status status = AnnounceAllLayers(step); !status.ok()) return status;
-    if (absl::Status status = CopyResults(input, output); !status.ok()) return status;
+    if (absl::Status status = results_.Copy(output); !status.ok()) return status;
     return CopySelections(input, step, output);
   }
 
@@ -83,7 +80,7 @@ class HySparseModel final : public Model {
   };
 
   absl::Status Plan(const StepInput& input, StepOutput* output);
-  absl::Status PrepareResults(const StepInput& input, StepContext& step);
+  absl::Status PrepareSelections(StepContext& step);
   std::vector<int64_t> RecordingKey(const StepContext& step) const;
   absl::Status RunLayers(StepContext& step);
   absl::StatusOr<TensorView> Normalise(Workspace::Slot slot, Stream& stream,
@@ -92,7 +89,6 @@ class HySparseModel final : public Model {
                                     const TensorView& rows);
   absl::Status RunLastFullLayer(StepContext& step, int layer, Stream& stream);
   absl::Status ComputeLogits(StepContext& step, Stream& stream);
-  absl::Status CopyResults(const StepInput& input, StepOutput* output);
   absl::Status CopySelections(const StepInput& input, const StepContext& step,
                               StepOutput* output);
 
@@ -102,13 +98,11 @@ class HySparseModel final : public Model {
   const std::vector<LayerSlots> slots_;
   const ModelWeights weights_;
   Workspace workspace_;
+  StepResults results_;
   attention::AttentionPlan plan_;         // all rows
   attention::AttentionPlan chosen_plan_;  // rows whose logits are wanted, where not all
   bool chosen_is_all_ = false;
-  attention::StagedArray ids_;  // token ids of all rows, then the chosen rows
-  // Of this step, on the device; without rows where none are wanted.
-  TensorView logits_;
-  TensorView greedy_tokens_;
+  attention::StagedArray<int32_t> ids_;  // token ids of all rows, then the chosen rows
 };
 
 absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
@@ -122,10 +116,7 @@ absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
     all.push_back({num_rows, sequence.first_position, sequence.blocks, sequence.slab});
     int32_t skipped = 0;
     if (sequence.logits == SequenceRows::Logits::kNone) skipped = num_rows;
-    if (sequence.logits == SequenceRows::Logits::kLast ||
-        sequence.logits == SequenceRows::Logits::kGreedy) {
-      skipped = num_rows - 1;
-    }
+    if (sequence.logits == SequenceRows::Logits::kLast) skipped = num_rows - 1;
     if (skipped < num_rows) {
       chosen.push_back({num_rows - skipped, sequence.first_position + skipped, sequence.blocks,
                         sequence.slab});
@@ -146,8 +137,7 @@ absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
   return chosen_is_all_ ? absl::OkStatus() : chosen_plan_.Build(device_, chosen);
 }
 
-// Where the results of the step go.
-absl::Status HySparseModel::PrepareResults(const StepInput& input, StepContext& step) {
+absl::Status HySparseModel::PrepareSelections(StepContext& step) {
   step.selections.resize(layout_.oracle_slots.size());
   for (size_t oracle = 0; oracle < step.selections.size(); ++oracle) {
     const absl::StatusOr<int32_t*> buffer = workspace_.Selection(
@@ -156,17 +146,6 @@ absl::Status HySparseModel::PrepareResults(const StepInput& input, StepContext& 
     if (!buffer.ok()) return buffer.status();
     step.selections[oracle] = *buffer;
   }
-  logits_ = greedy_tokens_ = TensorView();
-  if (step.num_chosen() == 0) return absl::OkStatus();
-  const absl::StatusOr<TensorView> logits = workspace_.Get(
-      Workspace::kLogits, tensor::DType::kF32, step.num_chosen(), config_.vocab_size);
-  if (!logits.ok()) return logits.status();
-  logits_ = *logits;
-  if (!Wanted(input, {SequenceRows::Logits::kGreedy})) return absl::OkStatus();
-  const absl::StatusOr<TensorView> tokens =
-      workspace_.Get(Workspace::kGreedyTokens, tensor::DType::kI32, 1, logits_.rows);
-  if (!tokens.ok()) return tokens.status();
-  greedy_tokens_ = *tokens;
   return absl::OkStatus();
 }
 
@@ -176,15 +155,16 @@ std::vector<int64_t> HySparseModel::RecordingKey(const StepContext& step) const 
   const auto address = [](const void* data) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
   };
-  return {address(this),
-          address(&step.pool),
-          address(step.pool.block_memory().data()),
-          address(step.pool.slab_memory().data()),
-          step.batch.num_rows,
-          step.batch.context_bound,
-          address(step.batch.positions),
-          address(ids_.device(0)),
-          greedy_tokens_.empty() ? 0 : 1};
+  std::vector<int64_t> key = {address(this),
+                              address(&step.pool),
+                              address(step.pool.block_memory().data()),
+                              address(step.pool.slab_memory().data()),
+                              step.batch.num_rows,
+                              step.batch.context_bound,
+                              address(step.batch.positions),
+                              address(ids_.device(0))};
+  results_.AddToRecordingKey(key);
+  return key;
 }
 
 absl::StatusOr<TensorView> HySparseModel::Normalise(Workspace::Slot slot, Stream& stream,
@@ -293,36 +273,10 @@ absl::Status HySparseModel::ComputeLogits(StepContext& step, Stream& stream) {
   const absl::StatusOr<TensorView> normed =
       Normalise(Workspace::kChosenNormed, stream, weights_.final_norm);
   if (!normed.ok()) return normed.status();
-  if (absl::Status status = kernels::Linear(
-          device_, {.x = *normed, .weight = weights_.logits.get(), .y = logits_});
-      !status.ok() || greedy_tokens_.empty()) {
-    return status;
-  }
-  return kernels::ArgmaxRows(device_,
-                             {.x = logits_, .token_ids = greedy_tokens_.Row<int32_t>(0)});
+  return results_.Compute(*normed, *weights_.logits);
 }
 
 // After the layers are announced, because it waits for the whole step.
-absl::Status HySparseModel::CopyResults(const StepInput& input, StepOutput* output) {
-  output->logits.clear();
-  output->greedy_tokens.resize(greedy_tokens_.cols);
-  if (!greedy_tokens_.empty()) {
-    if (absl::Status status =
-            device_.CopyToHost(output->greedy_tokens.data(), greedy_tokens_.data,
-                               output->greedy_tokens.size() * sizeof(int32_t));
-        !status.ok()) {
-      return status;
-    }
-  }
-  if (logits_.empty() ||
-      !Wanted(input, {SequenceRows::Logits::kLast, SequenceRows::Logits::kAll})) {
-    return absl::OkStatus();
-  }
-  output->logits.resize(logits_.rows * logits_.cols);
-  return device_.CopyToHost(output->logits.data(), logits_.data,
-                            output->logits.size() * sizeof(float));
-}
-
 absl::Status HySparseModel::CopySelections(const StepInput& input, const StepContext& step,
                                            StepOutput* output) {
   output->selections.assign(input.sequences.size(), {});

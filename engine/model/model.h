@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/attention/kv_pool.h"
+#include "engine/kernels/sample_tokens.h"
 #include "engine/kv_cache/kv_layout.h"
 #include "engine/model/config.h"
 #include "engine/tensor/device.h"
@@ -27,16 +28,21 @@ struct SequenceRows {
   int32_t first_position = 0;          // tokens of the sequence that are cached already
   std::span<const int32_t> blocks;     // blocks of the sequence, enough for first_position + rows
   int32_t slab = -1;                   // its slab; -1 when the model has no window layers
-  // Wanted: nothing, the best token of the last row (StepOutput::greedy_tokens), the logits of the
-  // last row, or those of every row (prompt logprobs: turns row pruning of the last layer off for
-  // this sequence).
-  enum class Logits : uint8_t { kNone, kGreedy, kLast, kAll } logits = Logits::kNone;
+  // Rows whose logits are wanted: none, the last, or every one (prompt logprobs: turns row pruning
+  // of the last layer off for this sequence).
+  enum class Logits : uint8_t { kNone, kLast, kAll } logits = Logits::kNone;
+  // One for each of these rows: a token is chosen, or a given one scored, on the device
+  // (StepOutput::sampled). Empty: the logits themselves are copied, for tests and reports. Either
+  // all sequences of a step that want logits have samples or none.
+  std::span<const kernels::SampleRow> samples = {};
   // Ask for the selection of the last row (hand-off self-check); see StepOutput::selections.
   bool want_selection = false;
 };
 
 struct StepInput {
   std::vector<SequenceRows> sequences;
+  // Of all samples, which refer to them by their position here.
+  std::span<const kernels::LogitEdit> edits;
   // Called on the engine thread, in the order of the layers, once the keys and values of this
   // step's rows of a full layer are final in the pages, while later layers still compute.
   // `layer_slot` is the position in KvLayout::full_layers. May be null. Must not block.
@@ -44,14 +50,11 @@ struct StepInput {
 };
 
 struct StepOutput {
-  // f32 [num_logit_rows, vocab_size] in the order of the sequences' rows; row ranges in
-  // logit_row_begin: rows of sequence s are [logit_row_begin[s], logit_row_begin[s + 1]); a kGreedy
-  // sequence has its row too. `logits` stays empty when no sequence wants logits.
-  std::vector<float> logits;
+  // Rows of logits are in the order of the sequences' rows; those of sequence s are
+  // [logit_row_begin[s], logit_row_begin[s + 1]).
   std::vector<int32_t> logit_row_begin;
-  // Per row of logits: the token with the largest logit, lower id first; -1 when no logit is above
-  // minus infinity. Empty unless a sequence is kGreedy.
-  std::vector<int32_t> greedy_tokens;
+  std::vector<kernels::SampledRow> sampled;  // per row of logits, where samples were given, or
+  std::vector<float> logits;                 // f32 [rows of logits, vocab_size]
   // Per sequence that wanted it: [oracle slots][kv heads][selected_blocks] int32 ascending, padded
   // with -1; empty otherwise.
   std::vector<std::vector<int32_t>> selections;

@@ -43,6 +43,57 @@ absl::Status CheckSequence(size_t index, const SequenceRows& sequence, const Mod
   return absl::OkStatus();
 }
 
+int64_t NumLogitRows(const SequenceRows& sequence) {
+  switch (sequence.logits) {
+    case SequenceRows::Logits::kNone: return 0;
+    case SequenceRows::Logits::kLast: return 1;
+    case SequenceRows::Logits::kAll: break;
+  }
+  return static_cast<int64_t>(sequence.token_ids.size());
+}
+
+absl::Status CheckSamples(const StepInput& input, const ModelConfig& config) {
+  int64_t num_rows = 0, num_samples = 0;
+  for (size_t s = 0; s < input.sequences.size(); ++s) {
+    const SequenceRows& sequence = input.sequences[s];
+    const auto refuse = [&](const auto&... reason) {
+      return absl::InvalidArgumentError(StrCat("step: sequence ", s, ": ", reason...));
+    };
+    const int64_t samples = static_cast<int64_t>(sequence.samples.size());
+    if (samples > 0 && samples != NumLogitRows(sequence)) {
+      return refuse(samples, " samples for ", NumLogitRows(sequence), " rows of logits");
+    }
+    num_rows += NumLogitRows(sequence);
+    num_samples += samples;
+    for (const kernels::SampleRow& sample : sequence.samples) {
+      if (sample.given_token >= config.vocab_size) {
+        return refuse("given token ", sample.given_token, " is out of range");
+      }
+      if (sample.num_logprobs > kernels::kMaxTopLogprobs) {
+        return refuse(sample.num_logprobs, " log-probabilities; at most ",
+                      kernels::kMaxTopLogprobs);
+      }
+      if (sample.first_edit < 0 || sample.num_edits < 0 ||
+          int64_t{sample.first_edit} + sample.num_edits >
+              static_cast<int64_t>(input.edits.size())) {
+        return refuse("edits ", sample.first_edit, " + ", sample.num_edits, " of ",
+                      input.edits.size());
+      }
+    }
+  }
+  for (const kernels::LogitEdit& edit : input.edits) {
+    if (edit.token_id < 0 || edit.token_id >= config.vocab_size) {
+      return absl::InvalidArgumentError(
+          StrCat("step: edit of token ", edit.token_id, ", which is out of range"));
+    }
+  }
+  if (num_samples != 0 && num_samples != num_rows) {
+    return absl::InvalidArgumentError(
+        StrCat("step: ", num_samples, " samples for ", num_rows, " rows of logits"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::vector<LayerSlots> SlotsOfLayers(const ModelConfig& config,
@@ -72,7 +123,7 @@ absl::Status CheckStepInput(const StepInput& input, const ModelConfig& config,
       return status;
     }
   }
-  return absl::OkStatus();
+  return CheckSamples(input, config);
 }
 
 absl::Status AnnounceReadyLayers(StepContext& step) {

@@ -65,7 +65,8 @@ absl::Status AnnounceReadyLayers(StepContext& step);
 absl::Status AnnounceAllLayers(StepContext& step);
 
 // INVALID_ARGUMENT for what would make an op read or write out of bounds: token ids, positions,
-// blocks and slabs outside of the model's and the pool's ranges, or no rows at all.
+// blocks and slabs outside of the model's and the pool's ranges, samples that are not one for each
+// row of logits or refer to what is not there, or no rows at all.
 absl::Status CheckStepInput(const StepInput& input, const ModelConfig& config,
                             const attention::KvPool& pool);
 

@@ -35,7 +35,7 @@ class Workspace {
     kChosenNormed,
     kChosenDelta,
     kLogits,
-    kGreedyTokens,
+    kSampledRows,
     kNumSlots
   };
 

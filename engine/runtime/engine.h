@@ -34,6 +34,7 @@
 #include "engine/attention/kv_pool.h"
 #include "engine/kv_cache/kv_layout.h"
 #include "engine/model/model.h"
+#include "engine/sampling/finish_reason.h"
 #include "engine/sampling/sampling_params.h"
 
 namespace hyserve::runtime {

@@ -11,10 +11,10 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "engine/attention/kv_pool.h"
+#include "engine/kernels/sample_tokens.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine.h"
 #include "engine/sampling/penalty_state.h"
-#include "engine/sampling/sampler.h"
 #include "engine/scheduler/scheduler.h"
 #include "engine/scheduler/step_plan.h"
 
@@ -43,14 +43,13 @@ class StepRunner {
       const scheduler::StepPlan& plan, const absl::flat_hash_map<SequenceId, absl::Status>& failed);
 
  private:
-  // Rows of `plan` that take part, in the order of StepInput::sequences.
+  // `taking_part`: rows of `plan`, in the order of StepInput::sequences.
   absl::Status Forward(const scheduler::StepPlan& plan, const std::vector<size_t>& taking_part);
-  bool IsPlainlyGreedy(SequenceId id) const;
-  // `last_row` and `logits` are the rows' last row and their logits in output_.
-  absl::StatusOr<sampling::SampledToken> Sample(const scheduler::PlannedRows& rows,
-                                                size_t last_row, std::span<float> logits);
+  // What becomes of the rows' logits: samples for all their rows of logits, and their edits.
+  void AppendSamples(const scheduler::PlannedRows& rows);
   scheduler::RowOutcome Finish(const scheduler::PlannedRows& rows, size_t slot);
-  absl::Status SendPromptLogprobs(const scheduler::PlannedRows& rows, std::span<float> logits,
+  absl::Status SendPromptLogprobs(const scheduler::PlannedRows& rows,
+                                  std::span<const kernels::SampledRow> sampled,
                                   const LiveSequence& live);
   LiveSequence& live(SequenceId id) { return *live_.at(id); }
 
@@ -58,7 +57,9 @@ class StepRunner {
   attention::KvPool& pool_;
   const scheduler::Scheduler& scheduler_;
   LiveSequences& live_;
-  sampling::Sampler sampler_;
+  // Of the step under way.
+  std::vector<kernels::SampleRow> samples_;
+  std::vector<kernels::LogitEdit> edits_;
   model::StepOutput output_;
 };
 

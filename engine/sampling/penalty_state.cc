@@ -1,8 +1,5 @@
 #include "engine/sampling/penalty_state.h"
 
-#include <algorithm>
-#include <limits>
-
 namespace hyserve::sampling {
 
 PenaltyState::PenaltyState(const SamplingParams& params, std::span<const int32_t> prompt)
@@ -16,16 +13,17 @@ void PenaltyState::AddGenerated(int32_t token_id) {
   if (repetition_ || generated_) ++generated_count_[token_id];
 }
 
-void PenaltyState::Apply(const SamplingParams& params, std::span<float> logits) const {
+void PenaltyState::ForEach(
+    const SamplingParams& params,
+    absl::FunctionRef<void(int32_t token_id, const Penalty& penalty)> visit) const {
   for (const auto& [token, count] : generated_count_) {
-    float& logit = logits[token];
-    if (repetition_) {
-      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-      logit = std::min(logit, std::numeric_limits<float>::max());
-    }
+    Penalty penalty;
+    if (repetition_) penalty.repetition = params.repetition_penalty;
     if (count > 0) {
-      logit -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
+      penalty.subtracted =
+          params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
     }
+    visit(token, penalty);
   }
 }
 

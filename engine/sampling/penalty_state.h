@@ -7,9 +7,15 @@
 #include <span>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "engine/sampling/sampling_params.h"
 
 namespace hyserve::sampling {
+
+struct Penalty {
+  float repetition = 1;
+  float subtracted = 0;
+};
 
 class PenaltyState {
  public:
@@ -20,10 +26,12 @@ class PenaltyState {
 
   void AddGenerated(int32_t token_id);
 
-  // Per token that occurred: a logit > 0 is divided by repetition_penalty and a logit <= 0
-  // multiplied by it (Keskar et al., "CTRL", 2019, with the sign handled); then frequency_penalty *
-  // (times generated) and presence_penalty * (generated at all) are subtracted.
-  void Apply(const SamplingParams& params, std::span<float> logits) const;
+  // Calls `visit` once for every token that occurred: a logit > 0 is divided by `repetition` and a
+  // logit <= 0 multiplied by it (Keskar et al., "CTRL", 2019, with the sign handled); then
+  // `subtracted`, which is frequency_penalty * (times generated) + presence_penalty * (generated at
+  // all), is subtracted.
+  void ForEach(const SamplingParams& params,
+               absl::FunctionRef<void(int32_t token_id, const Penalty& penalty)> visit) const;
 
  private:
   bool repetition_ = false;  // some penalty over prompt and generated tokens

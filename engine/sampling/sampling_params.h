@@ -52,15 +52,6 @@ struct SampledToken {
   bool operator==(const SampledToken&) const = default;
 };
 
-enum class FinishReason : uint8_t {
-  kNone,
-  kStopToken,
-  kEndOfSequence,
-  kLength,
-  kCancelled,
-  kError
-};
-
 }  // namespace hyserve::sampling
 
 #endif  // HYSERVE_ENGINE_SAMPLING_SAMPLING_PARAMS_H_

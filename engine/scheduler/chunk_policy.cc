@@ -12,7 +12,7 @@ namespace {
 using kv_cache::kTokensPerBlock;
 
 int32_t Fit(const PromptWork& work, int32_t share) {
-  const int32_t rows = std::min({share, work.rows_to_stop, work.max_rows});
+  const int32_t rows = std::min(share, work.rows_to_stop);
   return rows == work.rows_to_stop ? rows : rows / kTokensPerBlock * kTokensPerBlock;
 }
 

@@ -16,7 +16,6 @@ namespace hyserve::scheduler {
 struct PromptWork {
   int32_t remaining_tokens = 0;  // of the whole prompt
   int32_t rows_to_stop = 0;      // a chunk must not go past this; 1 .. remaining_tokens
-  int32_t max_rows = INT32_MAX;  // in one step; a multiple of 64
 };
 
 // Rows per prompt, in the order of `prompts` (oldest first); their sum is at most `budget`, a

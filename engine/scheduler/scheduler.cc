@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/kv_cache/check.h"
-#include "engine/sampling/sampler.h"
+#include "engine/sampling/finish_reason.h"
 #include "engine/scheduler/chunk_policy.h"
 
 namespace hyserve::scheduler {
@@ -19,8 +19,6 @@ SchedulerOptions Checked(SchedulerOptions options) {
   HYSERVE_CHECK(options.chunk_tokens > 0 && options.chunk_tokens % kTokensPerBlock == 0);
   HYSERVE_CHECK(options.snapshot_interval_tokens >= 0 &&
                 options.snapshot_interval_tokens % kTokensPerBlock == 0);
-  HYSERVE_CHECK(options.chunk_tokens_with_logprobs > 0 &&
-                options.chunk_tokens_with_logprobs % kTokensPerBlock == 0);
   if (options.chunk_tokens_while_generating == 0) {
     options.chunk_tokens_while_generating =
         std::max(kTokensPerBlock, options.chunk_tokens / 4 / kTokensPerBlock * kTokensPerBlock);
@@ -149,9 +147,6 @@ void Scheduler::PlanPrompts(StepPlan* plan) {
     PromptWork& prompt = work.emplace_back();
     prompt.remaining_tokens = sequence->remaining_prompt();
     prompt.rows_to_stop = NextStop(*sequence) - sequence->computed_tokens;
-    if (sequence->spec.wants_prompt_logprobs) {
-      prompt.max_rows = options_.chunk_tokens_with_logprobs;
-    }
   }
   const int32_t budget = generating_.empty()
                              ? options_.chunk_tokens

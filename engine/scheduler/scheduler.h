@@ -47,8 +47,6 @@ struct SchedulerOptions {
   // Prompt rows per step while any sequence generates, a multiple of 64: bounds the time between
   // two tokens. 0: a quarter of chunk_tokens.
   int32_t chunk_tokens_while_generating = 0;
-  // Prompt rows per step of a sequence that wants prompt log-probabilities (logits of every row).
-  int32_t chunk_tokens_with_logprobs = 64;
   std::vector<int32_t> eos_token_ids;
   bool prefix_cache = true;
   int32_t snapshot_interval_tokens = 4096;  // a multiple of 64; 0: none inside a prompt

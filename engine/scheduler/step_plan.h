@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "engine/kv_cache/ids.h"
-#include "engine/sampling/sampling_params.h"
+#include "engine/sampling/finish_reason.h"
 
 namespace hyserve::scheduler {
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "engine/tensor": [],
     "engine/kernels": ["engine/tensor"],
     "engine/kv_cache": ["engine/tensor"],
-    "engine/sampling": [],
+    "engine/sampling": ["engine/kernels/sample_tokens.h"],
     "engine/scheduler": ["engine/kv_cache", "engine/sampling"],
     "engine/attention": ["engine/tensor", "engine/kernels", "engine/kv_cache"],
     "engine/model": ["engine/tensor", "engine/kernels", "engine/kv_cache", "engine/attention"],

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
+
+#include "engine/kernels/ops.h"
 
 namespace hyserve::testing_support {
 namespace {
@@ -39,7 +42,8 @@ char* Ring(attention::KvPool& pool, int ring, const model::SequenceRows& rows, i
 
 }  // namespace
 
-FakeModel::FakeModel(const FakeModelOptions& options) : nan_token_id_(options.nan_token_id) {
+FakeModel::FakeModel(const FakeModelOptions& options)
+    : device_(*tensor::Device::Create({.num_threads = 1})), nan_token_id_(options.nan_token_id) {
   config_.model_type = "fake";
   config_.vocab_size = options.vocab_size;
   config_.max_position_embeddings = options.max_position_embeddings;
@@ -133,9 +137,8 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
   }
   using Logits = model::SequenceRows::Logits;
   output->logits.clear();
-  output->greedy_tokens.clear();
   output->logit_row_begin.assign(1, 0);
-  bool greedy = false, logits = false;
+  std::vector<kernels::SampleRow> samples;
   output->selections.assign(input.sequences.size(), {});
   for (size_t s = 0; s < input.sequences.size(); ++s) {
     const model::SequenceRows& rows = input.sequences[s];
@@ -146,8 +149,7 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
     const int32_t first = rows.logits == Logits::kAll    ? rows.first_position
                           : rows.logits != Logits::kNone ? last
                                                          : last + 1;
-    greedy |= rows.logits == Logits::kGreedy;
-    logits |= rows.logits == Logits::kLast || rows.logits == Logits::kAll;
+    samples.insert(samples.end(), rows.samples.begin(), rows.samples.end());
     for (int32_t p = first; p <= last; ++p) AppendLogits(rows, p, pool, nan, &output->logits);
     output->logit_row_begin.push_back(output->logit_row_begin.back() + last + 1 - first);
     if (rows.want_selection) {
@@ -155,16 +157,17 @@ absl::Status FakeModel::Forward(const model::StepInput& input, attention::KvPool
       output->selections[s] = {0, own_block > 0 ? own_block : -1};
     }
   }
-  // As a real model: what nobody asks for is not there.
-  const auto vocab = static_cast<std::ptrdiff_t>(config_.vocab_size);
-  for (auto row = output->logits.begin(); greedy && row != output->logits.end(); row += vocab) {
-    const auto best = std::max_element(row, row + vocab, [](float a, float b) {
-      return std::isnan(a) ? !std::isnan(b) : a < b;
-    });
-    output->greedy_tokens.push_back(std::isnan(*best) ? -1 : static_cast<int32_t>(best - row));
-  }
-  if (!logits) output->logits.clear();
-  return absl::OkStatus();
+  output->sampled.resize(samples.size());
+  if (samples.empty()) return absl::OkStatus();
+  const tensor::TensorView logits = {output->logits.data(), tensor::DType::kF32,
+                                     static_cast<int64_t>(samples.size()), config_.vocab_size,
+                                     config_.vocab_size};
+  const absl::Status status = kernels::SampleTokens(*device_, {.logits = logits,
+                                                               .rows = samples.data(),
+                                                               .edits = input.edits.data(),
+                                                               .out = output->sampled.data()});
+  output->logits.clear();
+  return status;
 }
 
 }  // namespace hyserve::testing_support

@@ -9,10 +9,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "engine/model/model.h"
+#include "engine/tensor/device.h"
 
 namespace hyserve::testing_support {
 
@@ -47,6 +49,7 @@ class FakeModel final : public model::Model {
 
   model::ModelConfig config_;
   kv_cache::KvLayout layout_;
+  const std::unique_ptr<tensor::Device> device_;  // samples
   const int32_t nan_token_id_;
   absl::Mutex mutex_;
   Hook hook_ ABSL_GUARDED_BY(mutex_);

@@ -77,10 +77,10 @@ TEST_P(CudaDemoTest, AnswersAsTheCpu) {
     ModelRunner::Sequence sequence =
         runner->NewSequence(static_cast<int64_t>(golden_.ids().size()) + 64);
     std::vector<int32_t>& tokens = said[runner == &runner_];
-    StepOutput output = runner->Step(sequence, golden_.ids(), SequenceRows::Logits::kGreedy);
+    int32_t token = runner->GreedyStep(sequence, golden_.ids());
     do {
-      tokens.push_back(output.greedy_tokens[0]);
-      output = runner->Step(sequence, std::span(tokens).last(1), SequenceRows::Logits::kGreedy);
+      tokens.push_back(token);
+      token = runner->GreedyStep(sequence, std::span(tokens).last(1));
     } while (tokens.size() < 64 &&
              std::find(ends.begin(), ends.end(), tokens.back()) == ends.end());
   }
@@ -94,7 +94,7 @@ TEST_P(CudaDemoTest, LayersAreAnnouncedInOrderWhenTheyAreFinal) {
   ModelRunner::Sequence sequence = runner_.NewSequence(static_cast<int64_t>(golden_.ids().size()));
   StepInput input;
   input.sequences.push_back(
-      ModelRunner::Rows(sequence, golden_.ids(), SequenceRows::Logits::kGreedy));
+      ModelRunner::Rows(sequence, golden_.ids(), SequenceRows::Logits::kLast));
   std::vector<int> slots;
   std::vector<std::vector<char>> seen;
   const auto slice = [&](int slot) {

@@ -58,25 +58,42 @@ class ReplayTest : public ::testing::TestWithParam<ReplayCase> {
   }
 
   // One token each; a step that announces its layers enqueues them itself.
-  StepOutput Decode(ModelRunner& runner, const std::vector<int>& batch, int step, Logits logits) {
+  StepOutput Decode(ModelRunner& runner, const std::vector<int>& batch, int step, bool sampled) {
     std::vector<int32_t> tokens;
-    for (const int s : batch) tokens.push_back((31 * step + 7 * s) % 256);
+    std::vector<kernels::SampleRow> samples;
+    std::vector<kernels::LogitEdit> edits;
+    for (const int s : batch) {
+      tokens.push_back((31 * step + 7 * s) % 256);
+      // Greedy, or drawn with edits of which there are more and more.
+      kernels::SampleRow& row = samples.emplace_back();
+      if ((s + step) % 2 == 0) continue;
+      row = {.uniform = 0.37, .temperature = 1, .top_p = 0.9f, .num_logprobs = 3,
+             .first_edit = static_cast<int32_t>(edits.size()), .num_edits = step};
+      for (int i = 0; i < step; ++i) edits.push_back({.token_id = i, .penalty = 0.5f});
+    }
     StepInput input;
+    input.edits = edits;
     for (size_t i = 0; i < batch.size(); ++i) {
-      input.sequences.push_back(ModelRunner::Rows(Sequences(runner)[batch[i]],
-                                                  std::span(tokens).subspan(i, 1), logits));
+      input.sequences.push_back(ModelRunner::Rows(
+          Sequences(runner)[batch[i]], std::span(tokens).subspan(i, 1), Logits::kLast));
+      if (sampled) input.sequences[i].samples = std::span(samples).subspan(i, 1);
     }
     if (&runner == &direct_) input.on_layer_kv_ready = [](int) {};
     return runner.Forward(input);
   }
 
-  void ExpectEqualSteps(const std::vector<int>& batch, int step, Logits logits) {
-    const StepOutput got = Decode(replayed_, batch, step, logits);
-    const StepOutput want = Decode(direct_, batch, step, logits);
+  void ExpectEqualSteps(const std::vector<int>& batch, int step, bool sampled = false) {
+    const StepOutput got = Decode(replayed_, batch, step, sampled);
+    const StepOutput want = Decode(direct_, batch, step, sampled);
     ASSERT_EQ(got.logits, want.logits) << "step " << step;
-    ASSERT_EQ(got.greedy_tokens, want.greedy_tokens) << "step " << step;
+    ASSERT_EQ(got.logits.empty(), sampled);
+    ASSERT_EQ(got.sampled.size(), sampled ? batch.size() : 0);
+    for (size_t i = 0; i < got.sampled.size(); ++i) {
+      ASSERT_EQ(got.sampled[i].token_id, want.sampled[i].token_id) << "step " << step;
+      ASSERT_EQ(got.sampled[i].logprob, want.sampled[i].logprob) << "step " << step;
+      ASSERT_GE(got.sampled[i].token_id, 0);
+    }
     ASSERT_EQ(got.selections, want.selections) << "step " << step;
-    ASSERT_FALSE(got.logits.empty() && got.greedy_tokens.empty());
   }
 
   ModelRunner replayed_ =
@@ -93,7 +110,7 @@ TEST_P(ReplayTest, StepsHaveTheBitsOfDirectSteps) {
                                    : step < 80  ? std::vector<int>{1, 0, 3}
                                    : step < 120 ? std::vector<int>{3, 2}
                                                 : std::vector<int>{0, 1, 2, 3};
-    ExpectEqualSteps(batch, step, step % 3 == 2 ? Logits::kGreedy : Logits::kLast);
+    ExpectEqualSteps(batch, step, step % 3 == 2);
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(NumReplays(direct_), 0);
@@ -103,7 +120,7 @@ TEST_P(ReplayTest, StepsHaveTheBitsOfDirectSteps) {
 }
 
 TEST_P(ReplayTest, MemoryThatMovesIsNotUsedAgain) {
-  for (int step = 0; step < 4; ++step) ExpectEqualSteps({0, 1}, step, Logits::kLast);
+  for (int step = 0; step < 4; ++step) ExpectEqualSteps({0, 1}, step);
   const int64_t before = NumReplays(replayed_);
   EXPECT_GE(before, 2);
   // More rows than any step before: workspaces grow.
@@ -111,9 +128,9 @@ TEST_P(ReplayTest, MemoryThatMovesIsNotUsedAgain) {
     ModelRunner::Sequence sequence = runner->NewSequence(600);
     runner->Step(sequence, RandomIds(600, 256, 9), Logits::kAll);
   }
-  ExpectEqualSteps({0, 1}, 4, Logits::kLast);
+  ExpectEqualSteps({0, 1}, 4);
   EXPECT_EQ(NumReplays(replayed_), before);
-  for (int step = 5; step < 8; ++step) ExpectEqualSteps({0, 1}, step, Logits::kLast);
+  for (int step = 5; step < 8; ++step) ExpectEqualSteps({0, 1}, step);
   EXPECT_GT(NumReplays(replayed_), before);
 }
 

@@ -106,6 +106,17 @@ StepOutput ModelRunner::Step(Sequence& sequence, std::span<const int32_t> ids,
   return Forward(input);
 }
 
+int32_t ModelRunner::GreedyStep(Sequence& sequence, std::span<const int32_t> ids) {
+  const kernels::SampleRow greedy;
+  StepInput input;
+  input.sequences.push_back(Rows(sequence, ids, SequenceRows::Logits::kLast));
+  input.sequences[0].samples = {&greedy, 1};
+  const StepOutput output = Forward(input);
+  EXPECT_TRUE(output.logits.empty());
+  EXPECT_EQ(output.sampled.size(), 1u);
+  return output.sampled.empty() ? -1 : output.sampled[0].token_id;
+}
+
 Trace ModelRunner::Run(Sequence& sequence, std::span<const int32_t> ids, int chunk) {
   Trace trace;
   const size_t vocab = model_->config().vocab_size;

@@ -50,6 +50,9 @@ class ModelRunner {
   StepOutput Step(Sequence& sequence, std::span<const int32_t> ids,
                   SequenceRows::Logits logits = SequenceRows::Logits::kAll,
                   bool want_selection = true);
+  // One step over one sequence; the token with the largest logit of the last row, -1 when it gave
+  // none. Its logits stay on the device.
+  int32_t GreedyStep(Sequence& sequence, std::span<const int32_t> ids);
   // Rows of a sequence, for a step over several; advances its length.
   static SequenceRows Rows(Sequence& sequence, std::span<const int32_t> ids,
                            SequenceRows::Logits logits);

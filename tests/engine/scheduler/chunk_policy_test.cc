@@ -40,9 +40,9 @@ TEST(ChunkPolicyTest, ABudgetOfOneBlockTakesTurns) {
   EXPECT_THAT(ShareRows(prompts, 64, 1), ElementsAre(0, 64));
 }
 
-TEST(ChunkPolicyTest, StopsAndLimitsAreKept) {
+TEST(ChunkPolicyTest, StopsAreKept) {
   std::vector prompts = {PromptWork{.remaining_tokens = 1000, .rows_to_stop = 192},
-                         PromptWork{.remaining_tokens = 900, .rows_to_stop = 900, .max_rows = 64}};
+                         PromptWork{.remaining_tokens = 900, .rows_to_stop = 64}};
   EXPECT_THAT(ShareRows(prompts, 1024, 0), ElementsAre(192, 64));
 }
 
@@ -53,7 +53,6 @@ TEST(ChunkPolicyTest, PropertiesHoldForRandomWork) {
     for (PromptWork& prompt : prompts) {
       prompt.remaining_tokens = 1 + static_cast<int32_t>(random() % 2000);
       prompt.rows_to_stop = 1 + static_cast<int32_t>(random() % prompt.remaining_tokens);
-      if (random() % 4 == 0) prompt.max_rows = 64;
     }
     const int32_t budget = 64 * (1 + static_cast<int32_t>(random() % 16));
     const auto rows = ShareRows(prompts, budget, random());
@@ -61,12 +60,11 @@ TEST(ChunkPolicyTest, PropertiesHoldForRandomWork) {
     EXPECT_LE(sum, budget);
     EXPECT_GT(sum, 0);
     for (size_t i = 0; i < rows.size(); ++i) {
-      EXPECT_LE(rows[i], std::min(prompts[i].rows_to_stop, prompts[i].max_rows));
+      EXPECT_LE(rows[i], prompts[i].rows_to_stop);
       EXPECT_TRUE(rows[i] % 64 == 0 || rows[i] == prompts[i].rows_to_stop);
     }
     if (budget >= 128) {
-      EXPECT_GE(rows[0], std::min({budget / 2, prompts[0].max_rows, prompts[0].rows_to_stop}) /
-                             64 * 64);
+      EXPECT_GE(rows[0], std::min(budget / 2, prompts[0].rows_to_stop) / 64 * 64);
     }
   }
 }
