@@ -3,7 +3,8 @@
 //
 //   kv_transfer_bench [--message_bytes N] [--tokens N] [--transfers N] [--transports tcp]
 //                     [--net_devices lo] [--checksum 0|1] [--scattered 0|1] [--in_flight N]
-//                     [--preset 80b|7b] [--device cpu|cuda:N] [--policy auto|direct|staged]
+//                     [--preset 80b|7b] [--device cpu|cuda:N] [--peer_device cuda:N]
+//                     [--policy auto|direct|staged]
 //                     [--perftest PATH|none] [--out rows.jsonl] [--commit HASH]
 //                     [--settings NAME=VALUE,NAME=VALUE]
 //
@@ -12,8 +13,8 @@
 // MB). A child process exports, this one imports; every offer is complete before it is pulled, so
 // the time is that of the transfer alone (first announcement to last verified byte). The first
 // transfer warms up and is checked byte for byte. Prints the median and the spread of both sides of
-// the comparison, and their ratio. With a GPU both processes hold their state in its memory, and a
-// copy of as many bytes on the device is timed as well.
+// the comparison, and their ratio. With a GPU both processes hold their state in its memory, or the
+// child in that of peer_device, and a copy of as many bytes on the device is timed as well.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -50,7 +51,8 @@ struct Flags {
       {"transports", "tcp"},  {"net_devices", "lo"}, {"checksum", "1"},
       {"scattered", "0"},     {"out", ""},          {"commit", "unknown"},
       {"settings", ""},       {"in_flight", "4"},   {"preset", "80b"},
-      {"device", "cpu"},      {"policy", "auto"},   {"perftest", "ucx_perftest"}};
+      {"device", "cpu"},      {"peer_device", ""},  {"policy", "auto"},
+      {"perftest", "ucx_perftest"}};
   std::string Text(const std::string& name) const { return values.at(name); }
   int64_t Number(const std::string& name) const { return std::stoll(values.at(name)); }
 };
@@ -177,12 +179,17 @@ class Memory {
   std::vector<char> host_slab_;
 };
 
-UcxOptions TransportOptions(const Flags& flags) {
+// The exporting process's device.
+std::string PeerDevice(const Flags& flags) {
+  return flags.Text(flags.Text("peer_device").empty() ? "device" : "peer_device");
+}
+
+UcxOptions TransportOptions(const Flags& flags, const std::string& device_name) {
   UcxOptions options;
   options.transports = flags.Text("transports");
   options.net_devices = flags.Text("net_devices");
   options.message_bytes = static_cast<size_t>(flags.Number("message_bytes"));
-  auto device = OpenDevice(flags.Text("device"));
+  auto device = OpenDevice(device_name);
   if (!device.ok()) {
     std::cerr << device.status() << "\n";
     std::exit(1);
@@ -208,7 +215,7 @@ UcxOptions TransportOptions(const Flags& flags) {
 int Export(const Flags& flags, int commands, int answers) {
   const kv_cache::KvLayout layout = PresetLayout(flags.Text("preset"));
   const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(flags.Number("tokens"));
-  const UcxOptions transport_options = TransportOptions(flags);
+  const UcxOptions transport_options = TransportOptions(flags, PeerDevice(flags));
   Memory memory(layout, num_blocks, transport_options.device);
   if (!memory.Fill()) return 1;
   auto transport = CreateUcxTransport(transport_options);
@@ -265,8 +272,16 @@ double PerftestBandwidth(const Flags& flags, size_t message_bytes, int in_flight
                            std::to_string(in_flight) + " -s " + std::to_string(message_bytes) +
                            (device ? " -m cuda,cuda -w 4 -n " : " -w 10 -n ") +
                            std::to_string(std::max<size_t>(20, bytes / message_bytes));
-  const std::string command = "( " + environment + test +
-                              " >/dev/null 2>&1 & server=$!; sleep 0.5; " + environment + test +
+  // Each process uses the first GPU that it sees and must see the other's.
+  std::string of_client, of_server;
+  if (device && PeerDevice(flags) != flags.Text("device")) {
+    const std::string own_gpu = flags.Text("device").substr(flags.Text("device").find(':') + 1);
+    const std::string peer_gpu = PeerDevice(flags).substr(PeerDevice(flags).find(':') + 1);
+    of_client = "CUDA_VISIBLE_DEVICES=" + own_gpu + "," + peer_gpu + " ";
+    of_server = "CUDA_VISIBLE_DEVICES=" + peer_gpu + "," + own_gpu + " ";
+  }
+  const std::string command = "( " + of_server + environment + test +
+                              " >/dev/null 2>&1 & server=$!; sleep 0.5; " + of_client + environment + test +
                               " 127.0.0.1 2>/dev/null; kill $server 2>/dev/null )";
   FILE* out = popen(command.c_str(), "r");
   if (out == nullptr) return 0;
@@ -305,7 +320,7 @@ int Import(const Flags& flags, int commands, FILE* answers) {
   if (fgets(line, sizeof(line), answers) == nullptr) return 1;
   PeerAddress peer;
   std::istringstream(line) >> peer.transport_address >> peer.incarnation;
-  const UcxOptions transport_options = TransportOptions(flags);
+  const UcxOptions transport_options = TransportOptions(flags, flags.Text("device"));
   const kv_cache::KvLayout layout = PresetLayout(flags.Text("preset"));
   const int64_t tokens = flags.Number("tokens");
   const int64_t num_blocks = kv_cache::KvLayout::NumBlocks(tokens);
@@ -371,6 +386,7 @@ int Import(const Flags& flags, int commands, FILE* answers) {
       {"ucx", UcxVersion()},
       {"transports", flags.Text("transports")},
       {"device", flags.Text("device")},
+      {"peer_device", PeerDevice(flags)},
       {"preset", flags.Text("preset")},
       {"path", link.ok() ? std::string(Name(link->path)) : "unknown"},
       {"connection", link.ok() ? link->connection : ""},

@@ -1,8 +1,11 @@
 // WindowSparseAttention's kernels: parity with a plain reference, then times.
 //   cuda_sparse_bench check   every kernel on ragged steps; exit status 1 on a difference
-//   cuda_sparse_bench tiny    the same, small: for compute-sanitizer
+//   cuda_sparse_bench tiny [0|1|2]   the same, small, of all head shapes or one: for
+//                             compute-sanitizer --kernel-regex-exclude kns=Reference
 //   cuda_sparse_bench time | prefill | decode [--json FILE --commit ID]
 // The peers of `time` are in sparse_peer.py (fla's Triton kernel, cuDNN's full layer).
+#include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "benchmarks/kernels/cuda/sparse_case.cuh"
@@ -138,7 +141,8 @@ void CheckKernels(SparseCase& test, const std::string& what) {
   }
 }
 
-void CheckAll(bool tiny) {
+// `only`: the position of one shape, or -1.
+void CheckAll(bool tiny, int only) {
   std::vector<SparseShape> shapes = {kDemo, kGqa, kWide};
   if (!tiny) {
     for (const SparseShape& shape :
@@ -148,6 +152,7 @@ void CheckAll(bool tiny) {
       shapes.push_back(shape);
     }
   }
+  if (only >= 0) shapes = {shapes.at(only)};
   std::vector<std::vector<SparseRows>> steps = {
       {{0, 200}, {999, 1}, {63, 1}, {190, 150}, {0, 1}, {2000, 8}, {64, 3}},
       {{0, 700}},
@@ -330,11 +335,11 @@ int main(int argc, char** argv) {
   g_num_sms = properties.multiProcessorCount;
   hyserve::bench::JsonRows json(argc, argv);
   if (mode == "check" || mode == "tiny") {
-    CheckAll(mode == "tiny");
+    CheckAll(mode == "tiny", argc > 2 ? std::clamp(std::atoi(argv[2]), 0, 2) : -1);
   } else if (mode == "time" || mode == "prefill" || mode == "decode") {
     TimeAll(mode, json);
   } else {
-    std::printf("usage: cuda_sparse_bench check | tiny | time | prefill | decode "
+    std::printf("usage: cuda_sparse_bench check | tiny [0|1|2] | time | prefill | decode "
                 "[--json FILE --commit ID]\n");
     return 64;
   }
