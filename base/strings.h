@@ -3,6 +3,7 @@
 #ifndef HYSERVE_BASE_STRINGS_H_
 #define HYSERVE_BASE_STRINGS_H_
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -36,6 +37,13 @@ std::string StrCat(const Args&... args) {
 template <typename... Args>
 void StrAppend(std::string* out, const Args&... args) {
   absl::StrAppend(out, internal::StrCatArgument(args)...);
+}
+
+// "149.1 GiB" or "3.5 MiB", for messages; rounded down.
+inline std::string BytesText(size_t bytes) {
+  const bool gib = bytes >= size_t{1} << 30;
+  const size_t tenths = (bytes >> (gib ? 20 : 10)) * 10 / 1024;
+  return absl::StrCat(tenths / 10, ".", tenths % 10, gib ? " GiB" : " MiB");
 }
 
 }  // namespace hyserve

@@ -38,7 +38,41 @@ int64_t RoundBlocks(int64_t blocks) {
   return (blocks + step - 1) / step * step;
 }
 
+int64_t ContextBound(int64_t blocks) {
+  return std::min<int64_t>(blocks * kv_cache::kTokensPerBlock,
+                           std::numeric_limits<int32_t>::max());
+}
+
+// Where the batch's arrays begin in the one that holds them all.
+struct Offsets {
+  size_t row_begin = 0;
+  size_t first_position;
+  size_t slab_index;
+  size_t positions;
+  size_t row_seq;
+  size_t page_table;
+  size_t end;
+
+  Offsets(size_t num_seqs, size_t num_rows, size_t max_blocks)
+      : first_position(num_seqs + 1),
+        slab_index(first_position + num_seqs),
+        positions(slab_index + num_seqs),
+        row_seq(positions + num_rows),
+        page_table(row_seq + num_rows),
+        end(page_table + num_seqs * max_blocks) {}
+};
+
 }  // namespace
+
+int64_t AttentionPlan::MostContextBound(int64_t context_tokens) {
+  return ContextBound(RoundBlocks(kv_cache::KvLayout::NumBlocks(context_tokens)));
+}
+
+absl::Status AttentionPlan::Reserve(tensor::Device& device, int64_t num_seqs, int64_t num_rows,
+                                    int64_t context_tokens) {
+  const int64_t blocks = RoundBlocks(kv_cache::KvLayout::NumBlocks(context_tokens));
+  return arrays_.Reserve(device, Offsets(num_seqs, num_rows, blocks).end);
+}
 
 absl::Status AttentionPlan::Build(tensor::Device& device,
                                   std::span<const PlanSequence> sequences, bool repeatable) {
@@ -59,46 +93,41 @@ absl::Status AttentionPlan::Build(tensor::Device& device,
   }
   if (repeatable) {
     max_blocks = RoundBlocks(max_blocks);
-    batch_.context_bound = static_cast<int>(std::min<int64_t>(
-        max_blocks * kv_cache::kTokensPerBlock, std::numeric_limits<int32_t>::max()));
+    batch_.context_bound = static_cast<int>(ContextBound(max_blocks));
   }
   const size_t num_seqs = sequences.size();
   batch_.num_seqs = static_cast<int>(num_seqs);
   batch_.num_rows = static_cast<int>(num_rows);
   batch_.page_table_stride = static_cast<int>(max_blocks);
 
+  const Offsets at(num_seqs, num_rows, max_blocks);
   arrays_.Reset();
-  const size_t row_begin = arrays_.Extend(num_seqs + 1);
-  const size_t first_position = arrays_.Extend(num_seqs);
-  const size_t slab_index = arrays_.Extend(num_seqs);
-  const size_t positions = arrays_.Extend(num_rows);
-  const size_t row_seq = arrays_.Extend(num_rows);
-  const size_t page_table = arrays_.Extend(num_seqs * max_blocks);
+  arrays_.Extend(at.end);
 
   int32_t row = 0;
   for (size_t s = 0; s < num_seqs; ++s) {
     const PlanSequence& sequence = sequences[s];
-    arrays_.host(row_begin)[s] = row;
-    arrays_.host(first_position)[s] = sequence.first_position;
-    arrays_.host(slab_index)[s] = sequence.slab;
+    arrays_.host(at.row_begin)[s] = row;
+    arrays_.host(at.first_position)[s] = sequence.first_position;
+    arrays_.host(at.slab_index)[s] = sequence.slab;
     for (int32_t i = 0; i < sequence.num_rows; ++i, ++row) {
-      arrays_.host(positions)[row] = sequence.first_position + i;
-      arrays_.host(row_seq)[row] = static_cast<int32_t>(s);
+      arrays_.host(at.positions)[row] = sequence.first_position + i;
+      arrays_.host(at.row_seq)[row] = static_cast<int32_t>(s);
     }
     const size_t used = std::min<size_t>(sequence.blocks.size(), max_blocks);
-    std::copy_n(sequence.blocks.begin(), used, arrays_.host(page_table + s * max_blocks));
+    std::copy_n(sequence.blocks.begin(), used, arrays_.host(at.page_table + s * max_blocks));
   }
-  arrays_.host(row_begin)[num_seqs] = row;
+  arrays_.host(at.row_begin)[num_seqs] = row;
 
   if (absl::Status status = arrays_.Upload(device); !status.ok()) return status;
-  batch_.row_begin = arrays_.host(row_begin);
-  batch_.first_position = arrays_.host(first_position);
-  batch_.positions = arrays_.device(positions);
-  batch_.row_seq = arrays_.device(row_seq);
-  batch_.device_row_begin = arrays_.device(row_begin);
-  batch_.device_first_position = arrays_.device(first_position);
-  batch_.page_table = arrays_.device(page_table);
-  batch_.slab_index = arrays_.device(slab_index);
+  batch_.row_begin = arrays_.host(at.row_begin);
+  batch_.first_position = arrays_.host(at.first_position);
+  batch_.positions = arrays_.device(at.positions);
+  batch_.row_seq = arrays_.device(at.row_seq);
+  batch_.device_row_begin = arrays_.device(at.row_begin);
+  batch_.device_first_position = arrays_.device(at.first_position);
+  batch_.page_table = arrays_.device(at.page_table);
+  batch_.slab_index = arrays_.device(at.slab_index);
   return absl::OkStatus();
 }
 

@@ -33,6 +33,13 @@ class AttentionPlan {
   absl::Status Build(tensor::Device& device, std::span<const PlanSequence> sequences,
                      bool repeatable = false);
 
+  // So that no Build of up to so many sequences, rows of all together, and tokens of a context
+  // allocates.
+  absl::Status Reserve(tensor::Device& device, int64_t num_seqs, int64_t num_rows,
+                       int64_t context_tokens);
+  // The largest context_bound that a repeatable step of such a context may get.
+  static int64_t MostContextBound(int64_t context_tokens);
+
   // Valid until the next Build.
   const kernels::AttentionBatch& batch() const { return batch_; }
 

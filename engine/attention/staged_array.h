@@ -1,7 +1,7 @@
 // A growing array that is filled on the host and copied to a device once per step.
 //
 // Not thread-safe. Device pointers are valid from Upload until the next Reset; they move only when
-// an upload is larger than all before it.
+// an upload is larger than all before it and what was reserved.
 #ifndef HYSERVE_ENGINE_ATTENTION_STAGED_ARRAY_H_
 #define HYSERVE_ENGINE_ATTENTION_STAGED_ARRAY_H_
 
@@ -46,12 +46,20 @@ class StagedArray {
     const size_t bytes = host_.size() * sizeof(T);
     if (bytes == 0) return absl::OkStatus();
     if (buffer_.size_bytes() < bytes) {
-      absl::StatusOr<tensor::Buffer> larger =
-          device.Allocate(std::max(bytes, buffer_.size_bytes() * 2));
-      if (!larger.ok()) return larger.status();
-      buffer_ = *std::move(larger);
+      const size_t doubled = 2 * buffer_.size_bytes() / sizeof(T);
+      if (absl::Status status = Reserve(device, std::max(host_.size(), doubled)); !status.ok()) {
+        return status;
+      }
     }
     return device.CopyToDevice(buffer_.data(), host_.data(), bytes);
+  }
+  // So that uploads of up to `size` values do not allocate.
+  absl::Status Reserve(tensor::Device& device, size_t size) {
+    if (buffer_.size_bytes() >= size * sizeof(T)) return absl::OkStatus();
+    absl::StatusOr<tensor::Buffer> larger = device.Allocate(size * sizeof(T));
+    if (!larger.ok()) return larger.status();
+    buffer_ = *std::move(larger);
+    return absl::OkStatus();
   }
 
  private:

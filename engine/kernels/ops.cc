@@ -23,6 +23,11 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(Device& device,
   return Dispatch(device, "PackMatrix", cpu::PackMatrix, cuda::PackMatrix, host_parts);
 }
 
+absl::StatusOr<size_t> PackedMatrixBytes(Device& device, const PackedMatrixShape& shape) {
+  return Dispatch(device, "PackedMatrixBytes", cpu::PackedMatrixBytes, cuda::PackedMatrixBytes,
+                  shape);
+}
+
 absl::Status EmbedTokens(Device& device, const EmbedTokensParams& params) {
   ShapeCheck check("EmbedTokens");
   check.Cached("table", params.table.dtype)

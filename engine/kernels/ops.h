@@ -18,6 +18,7 @@
 #ifndef HYSERVE_ENGINE_KERNELS_OPS_H_
 #define HYSERVE_ENGINE_KERNELS_OPS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -52,6 +53,15 @@ class PackedMatrix {
 // f16 as f32; CUDA rounds everything to bf16. The parts are read only during the call.
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(Device& device,
                                                          std::span<const TensorView> host_parts);
+
+// Of the parts: their rows summed, their columns, their dtype.
+struct PackedMatrixShape {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  tensor::DType dtype = tensor::DType::kBF16;
+};
+// What PackMatrix allocates: PackedMatrix::size_bytes() before there is a matrix.
+absl::StatusOr<size_t> PackedMatrixBytes(Device& device, const PackedMatrixShape& shape);
 
 // ---- Dense parts --------------------------------------------------------------------------------
 

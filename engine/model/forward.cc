@@ -10,6 +10,7 @@
 #include "engine/model/attention_layers.h"
 #include "engine/model/feed_forward.h"
 #include "engine/model/layout.h"
+#include "engine/model/reserve.h"
 #include "engine/model/step.h"
 #include "engine/model/step_results.h"
 #include "engine/model/workspace.h"
@@ -37,6 +38,7 @@ class HySparseModel final : public Model {
   size_t weight_bytes() const override { return weights_.bytes; }
   int64_t num_parameters() const override { return weights_.num_parameters; }
 
+  absl::Status ReserveWorkspaces(const StepLimits& limits) override;
   absl::Status Forward(const StepInput& input, attention::KvPool& pool,
                        StepOutput* output) override {
     if (pool.layout() != layout_) {
@@ -104,6 +106,25 @@ class HySparseModel final : public Model {
   bool chosen_is_all_ = false;
   attention::StagedArray<int32_t> ids_;  // token ids of all rows, then the chosen rows
 };
+
+absl::Status HySparseModel::ReserveWorkspaces(const StepLimits& limits) {
+  if (absl::Status status = ids_.Reserve(device_, 2 * limits.num_rows); !status.ok()) {
+    return status;
+  }
+  for (attention::AttentionPlan* plan : {&plan_, &chosen_plan_}) {
+    if (absl::Status status = plan->Reserve(device_, limits.num_sequences, limits.num_rows,
+                                            limits.context_tokens);
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status status =
+          results_.Reserve(limits.num_rows, limits.num_sequences, config_.vocab_size);
+      !status.ok()) {
+    return status;
+  }
+  return ReserveStep(device_, config_, layout_, weights_, limits, &workspace_);
+}
 
 absl::Status HySparseModel::Plan(const StepInput& input, StepOutput* output) {
   std::vector<PlanSequence> all, chosen;

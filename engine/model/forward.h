@@ -10,7 +10,7 @@
 
 namespace hyserve::model {
 
-// `device` must outlive the model. Workspace is allocated as steps need it.
+// `device` must outlive the model. Workspaces are allocated as steps need them, or reserved.
 std::unique_ptr<Model> MakeModel(tensor::Device& device, const ModelConfig& config,
                                  ModelWeights weights, const ModelOptions& options);
 

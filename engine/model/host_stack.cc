@@ -38,21 +38,33 @@ char* HostStack::Memory::Reserve(size_t bytes) {
   return memory_.get();
 }
 
-absl::StatusOr<std::vector<TensorView>> HostStack::Read(
-    TensorSource& source, const std::vector<const TensorSpec*>& specs, bool as_f32) {
+std::vector<TensorView> HostStack::Shapes(const TensorSource& source,
+                                          const std::vector<const TensorSpec*>& specs,
+                                          bool as_f32) {
   DType dtype = as_f32 ? DType::kF32 : source.DTypeOf(*specs[0]);
-  size_t elements = 0;
   for (const TensorSpec* spec : specs) {
     if (source.DTypeOf(*spec) != dtype) dtype = DType::kF32;
-    // Every part starts aligned.
-    elements += (spec->num_elements() + 31) / 32 * 32;
   }
+  std::vector<TensorView> views;
+  for (const TensorSpec* spec : specs) {
+    views.push_back({nullptr, dtype, spec->rows(), spec->cols(), spec->cols()});
+  }
+  return views;
+}
+
+absl::StatusOr<std::vector<TensorView>> HostStack::Read(
+    TensorSource& source, const std::vector<const TensorSpec*>& specs, bool as_f32) {
+  std::vector<TensorView> views = Shapes(source, specs, as_f32);
+  const DType dtype = views[0].dtype;
+  size_t elements = 0;
+  // Every part starts aligned.
+  for (const TensorSpec* spec : specs) elements += (spec->num_elements() + 31) / 32 * 32;
   const size_t bytes = elements * tensor::SizeOf(dtype);
   char* cursor = stack_.Reserve(bytes);
   if (cursor == nullptr) return NoMemory(bytes);
 
-  std::vector<TensorView> views;
-  for (const TensorSpec* spec : specs) {
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const TensorSpec* const spec = specs[i];
     const DType stored = source.DTypeOf(*spec);
     const int64_t count = spec->num_elements();
     void* target = cursor;
@@ -62,7 +74,7 @@ absl::StatusOr<std::vector<TensorView>> HostStack::Read(
     }
     if (absl::Status status = source.Read(*spec, target); !status.ok()) return status;
     if (stored != dtype) ToFloat(target, stored, count, reinterpret_cast<float*>(cursor));
-    views.push_back({cursor, dtype, spec->rows(), spec->cols(), spec->cols()});
+    views[i].data = cursor;
     cursor += (count + 31) / 32 * 32 * tensor::SizeOf(dtype);
   }
   return views;

@@ -22,6 +22,10 @@ class HostStack {
   // Errors: the source's, and RESOURCE_EXHAUSTED.
   absl::StatusOr<std::vector<tensor::TensorView>> Read(
       TensorSource& source, const std::vector<const TensorSpec*>& specs, bool as_f32);
+  // What Read would return, without data.
+  static std::vector<tensor::TensorView> Shapes(const TensorSource& source,
+                                                const std::vector<const TensorSpec*>& specs,
+                                                bool as_f32);
 
  private:
   // 64-byte aligned memory that only grows.

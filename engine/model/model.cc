@@ -20,9 +20,23 @@ absl::Status CheckOptions(const ModelOptions& options) {
                                            std::string(tensor::Name(options.kv_dtype))));
 }
 
+// Before a load of minutes begins that must fail.
+absl::Status CheckFits(tensor::Device& device, const ModelConfig& config, TensorSource& source) {
+  const absl::StatusOr<size_t> free = device.FreeBytes();
+  if (absl::IsUnimplemented(free.status())) return absl::OkStatus();
+  if (!free.ok()) return free.status();
+  const absl::StatusOr<size_t> needed = WeightBytes(device, config, source);
+  if (!needed.ok()) return needed.status();
+  if (*needed <= *free) return absl::OkStatus();
+  return absl::ResourceExhaustedError(StrCat("the weights take ", BytesText(*needed), ", but ",
+                                             device.Description(), " has ", BytesText(*free),
+                                             " free"));
+}
+
 absl::StatusOr<std::unique_ptr<Model>> FromSource(tensor::Device& device,
                                                   const ModelConfig& config, TensorSource& source,
                                                   const ModelOptions& options) {
+  if (absl::Status status = CheckFits(device, config, source); !status.ok()) return status;
   absl::StatusOr<ModelWeights> weights = LoadWeights(device, config, source);
   if (!weights.ok()) return weights.status();
   return MakeModel(device, config, *std::move(weights), options);

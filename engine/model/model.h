@@ -65,11 +65,19 @@ struct ModelOptions {
   bool check_finite = true;                       // refuse NaN and infinity in weights
 };
 
+// Bounds over all steps.
+struct StepLimits {
+  int64_t num_rows = 0;        // of all sequences of a step together
+  int64_t num_sequences = 0;   // of a step
+  int64_t context_tokens = 0;  // of a sequence, its rows of the step included
+};
+
 class Model {
  public:
   // Loads config.json and model.safetensors (or shards with model.safetensors.index.json).
   // Every fault of the files is INVALID_ARGUMENT (or NOT_FOUND, DATA_LOSS) with file, tensor or key
-  // and reason; RESOURCE_EXHAUSTED when memory does not suffice.
+  // and reason; RESOURCE_EXHAUSTED when memory does not suffice: at once, before a weight is read,
+  // where the device says how much it has free.
   static absl::StatusOr<std::unique_ptr<Model>> Load(tensor::Device& device,
                                                      const std::string& directory,
                                                      const ModelOptions& options);
@@ -84,6 +92,12 @@ class Model {
   virtual const kv_cache::KvLayout& layout() const = 0;
   virtual size_t weight_bytes() const = 0;
   virtual int64_t num_parameters() const = 0;
+
+  // Brings all memory beside weights and KV pool to the size of the largest step: afterwards steps
+  // within the limits allocate nothing on the device (on the CPU the ops' own scratch memory still
+  // grows), and the addresses that recorded steps know stay. Not counted: logits that are copied
+  // themselves, and edits beyond a million (step_results.h). RESOURCE_EXHAUSTED.
+  virtual absl::Status ReserveWorkspaces(const StepLimits& limits) = 0;
 
   // One step over ragged rows of several sequences. On success the pages and rings of every
   // sequence hold its rows. On an error (a device's) nothing is promised of the sequences of this

@@ -6,6 +6,31 @@ namespace hyserve::model {
 
 using tensor::TensorView;
 
+absl::Status StepResults::Take(int64_t num_rows, int64_t vocab_size, bool sampled) {
+  logits_ = TensorView();
+  sampled_ = nullptr;
+  if (sampled) {
+    const absl::StatusOr<TensorView> rows =
+        workspace_.Get(Workspace::kSampledRows, tensor::DType::kI32, num_rows,
+                       sizeof(kernels::SampledRow) / sizeof(int32_t));
+    if (!rows.ok()) return rows.status();
+    sampled_ = static_cast<kernels::SampledRow*>(rows->data);
+  }
+  const absl::StatusOr<TensorView> logits = workspace_.Get(
+      Workspace::kLogits, tensor::DType::kF32,
+      sampled ? std::min(num_rows, kSampledRowsAtATime) : num_rows, vocab_size);
+  if (!logits.ok()) return logits.status();
+  logits_ = *logits;
+  return absl::OkStatus();
+}
+
+absl::Status StepResults::Reserve(int64_t num_rows, int64_t num_sequences, int64_t vocab_size) {
+  const int64_t edits = std::min(num_sequences * vocab_size, kReservedEdits);
+  if (absl::Status status = samples_.Reserve(device_, num_rows); !status.ok()) return status;
+  if (absl::Status status = edits_.Reserve(device_, edits); !status.ok()) return status;
+  return Take(num_rows, vocab_size, /*sampled=*/true);
+}
+
 absl::Status StepResults::Prepare(const StepInput& input, int64_t num_rows, int64_t vocab_size) {
   samples_.Reset();
   edits_.Reset();
@@ -19,18 +44,8 @@ absl::Status StepResults::Prepare(const StepInput& input, int64_t num_rows, int6
     edits_.Append(input.edits);
     if (absl::Status status = samples_.Upload(device_); !status.ok()) return status;
     if (absl::Status status = edits_.Upload(device_); !status.ok()) return status;
-    const absl::StatusOr<TensorView> rows =
-        workspace_.Get(Workspace::kSampledRows, tensor::DType::kI32, num_rows,
-                       sizeof(kernels::SampledRow) / sizeof(int32_t));
-    if (!rows.ok()) return rows.status();
-    sampled_ = static_cast<kernels::SampledRow*>(rows->data);
   }
-  const absl::StatusOr<TensorView> logits = workspace_.Get(
-      Workspace::kLogits, tensor::DType::kF32,
-      sampled ? std::min(num_rows, kSampledRowsAtATime) : num_rows, vocab_size);
-  if (!logits.ok()) return logits.status();
-  logits_ = *logits;
-  return absl::OkStatus();
+  return Take(num_rows, vocab_size, sampled);
 }
 
 void StepResults::AddToRecordingKey(std::vector<int64_t>& key) const {

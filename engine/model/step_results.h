@@ -27,6 +27,10 @@ class StepResults {
   StepResults(tensor::Device& device, Workspace& workspace)
       : device_(device), workspace_(workspace) {}
 
+  // Takes the memory of steps of up to so many sampled rows in so many sequences: afterwards their
+  // Prepare allocates nothing. Of edits, up to kReservedEdits are counted: every sequence may have
+  // one for every token of the vocabulary, but none has more than its text has different tokens.
+  absl::Status Reserve(int64_t num_rows, int64_t num_sequences, int64_t vocab_size);
   // Brings what the rows want to the device and takes the memory for it. num_rows: all rows of
   // logits of the step. REQUIRES: CheckStepInput.
   absl::Status Prepare(const StepInput& input, int64_t num_rows, int64_t vocab_size);
@@ -38,6 +42,11 @@ class StepResults {
   absl::Status Copy(StepOutput* output);
 
  private:
+  static constexpr int64_t kReservedEdits = int64_t{1} << 20;
+
+  // Memory of the results of num_rows rows.
+  absl::Status Take(int64_t num_rows, int64_t vocab_size, bool sampled);
+
   tensor::Device& device_;
   Workspace& workspace_;
   attention::StagedArray<kernels::SampleRow> samples_;

@@ -16,14 +16,16 @@ using tensor::TensorView;
 
 class Loader {
  public:
-  Loader(tensor::Device& device, const ModelConfig& config, TensorSource& source)
-      : device_(device), config_(config), source_(source) {}
+  // measuring: nothing is read or allocated, and of the weights only the numbers are right.
+  Loader(tensor::Device& device, const ModelConfig& config, TensorSource& source, bool measuring)
+      : device_(device), config_(config), source_(source), measuring_(measuring) {}
 
   absl::StatusOr<ModelWeights> Run() {
     if (absl::Status status = LoadGlobals(); !status.ok()) return status;
     for (int layer = 0; layer < config_.num_layers(); ++layer) {
       if (absl::Status status = LoadLayer(layer); !status.ok()) return status;
     }
+    if (measuring_) return std::move(weights_);
     absl::StatusOr<std::string> digest = source_.Finish();
     if (!digest.ok()) return digest.status();
     weights_.digest = *std::move(digest);
@@ -31,6 +33,12 @@ class Loader {
   }
 
  private:
+  absl::StatusOr<std::vector<TensorView>> Read(const std::vector<const TensorSpec*>& specs,
+                                               bool as_f32) {
+    if (measuring_) return HostStack::Shapes(source_, specs, as_f32);
+    return stack_.Read(source_, specs, as_f32);
+  }
+
   absl::Status LoadGlobals() {
     const TensorSpec embedding = EmbeddingTensor(config_);
     if (absl::Status status = LoadEmbedding(embedding); !status.ok()) return status;
@@ -53,7 +61,7 @@ class Loader {
   // The table, and with tied embeddings the output projection from the same bytes.
   absl::Status LoadEmbedding(const TensorSpec& spec) {
     const bool as_f32 = source_.DTypeOf(spec) == DType::kF16;
-    const absl::StatusOr<std::vector<TensorView>> parts = stack_.Read(source_, {&spec}, as_f32);
+    const absl::StatusOr<std::vector<TensorView>> parts = Read({&spec}, as_f32);
     if (!parts.ok()) return parts.status();
     const TensorView& host = (*parts)[0];
     const size_t bytes = host.rows * host.cols * tensor::SizeOf(host.dtype);
@@ -140,13 +148,20 @@ class Loader {
 
   absl::Status LoadMatrix(const std::vector<const TensorSpec*>& specs, Matrix* out,
                           bool as_f32 = false) {
-    const absl::StatusOr<std::vector<TensorView>> parts = stack_.Read(source_, specs, as_f32);
+    const absl::StatusOr<std::vector<TensorView>> parts = Read(specs, as_f32);
     if (!parts.ok()) return parts.status();
     for (const TensorSpec* spec : specs) weights_.num_parameters += spec->num_elements();
     return Pack(*parts, out);
   }
 
   absl::Status Pack(const std::vector<TensorView>& parts, Matrix* out) {
+    if (measuring_) {
+      kernels::PackedMatrixShape shape = {.in_features = parts[0].cols, .dtype = parts[0].dtype};
+      for (const TensorView& part : parts) shape.out_features += part.rows;
+      const absl::StatusOr<size_t> bytes = kernels::PackedMatrixBytes(device_, shape);
+      if (bytes.ok()) weights_.bytes += *bytes;
+      return bytes.status();
+    }
     absl::StatusOr<Matrix> packed = kernels::PackMatrix(device_, parts);
     if (!packed.ok()) return packed.status();
     *out = *std::move(packed);
@@ -155,8 +170,7 @@ class Loader {
   }
 
   absl::Status LoadVector(const TensorSpec& spec, Buffer* out) {
-    const absl::StatusOr<std::vector<TensorView>> parts =
-        stack_.Read(source_, {&spec}, /*as_f32=*/true);
+    const absl::StatusOr<std::vector<TensorView>> parts = Read({&spec}, /*as_f32=*/true);
     if (!parts.ok()) return parts.status();
     weights_.num_parameters += spec.num_elements();
     return ToDevice((*parts)[0].data, spec.num_elements() * sizeof(float), out);
@@ -172,25 +186,35 @@ class Loader {
 
   absl::Status ToDevice(const void* host, size_t bytes, Buffer* out) {
     if (bytes == 0) return absl::OkStatus();
+    weights_.bytes += bytes;
+    if (measuring_) return absl::OkStatus();
     absl::StatusOr<Buffer> buffer = device_.Allocate(bytes);
     if (!buffer.ok()) return buffer.status();
     *out = *std::move(buffer);
-    weights_.bytes += bytes;
     return device_.CopyToDevice(out->data(), host, bytes);
   }
 
   tensor::Device& device_;
   const ModelConfig& config_;
   TensorSource& source_;
+  const bool measuring_;
   HostStack stack_;
   ModelWeights weights_;
 };
 
 }  // namespace
 
+absl::StatusOr<size_t> WeightBytes(tensor::Device& device, const ModelConfig& config,
+                                   TensorSource& source) {
+  const absl::StatusOr<ModelWeights> measured =
+      Loader(device, config, source, /*measuring=*/true).Run();
+  if (!measured.ok()) return measured.status();
+  return measured->bytes;
+}
+
 absl::StatusOr<ModelWeights> LoadWeights(tensor::Device& device, const ModelConfig& config,
                                          TensorSource& source) {
-  return Loader(device, config, source).Run();
+  return Loader(device, config, source, /*measuring=*/false).Run();
 }
 
 }  // namespace hyserve::model

@@ -60,6 +60,11 @@ struct ModelWeights {
   std::string digest;
 };
 
+// ModelWeights::bytes of these weights, before any is read. The device may need a little more: it
+// allocates in pages.
+absl::StatusOr<size_t> WeightBytes(tensor::Device& device, const ModelConfig& config,
+                                   TensorSource& source);
+
 // Reads tensor by tensor, so that the host needs memory for one stack of matrices (Q, K, V and
 // gates of a layer, or the embedding) beside the weights. Errors: the source's, and
 // RESOURCE_EXHAUSTED.

@@ -1,7 +1,6 @@
 // Device memory for the activations of a step, reused by every layer and every step.
 //
-// Each slot grows to the largest step seen and stays: memory is bounded by the largest step that
-// the scheduler makes. Not thread-safe.
+// Each slot grows to the largest step seen, or reserved (reserve.h), and stays. Not thread-safe.
 #ifndef HYSERVE_ENGINE_MODEL_WORKSPACE_H_
 #define HYSERVE_ENGINE_MODEL_WORKSPACE_H_
 

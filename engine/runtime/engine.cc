@@ -33,6 +33,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   auto device = tensor::Device::Create(options.device);
   if (!device.ok()) return device.status();
   auto model = MakeModel(options, **device);
+  if (absl::IsResourceExhausted(model.status())) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("model ", options.model_directory, options.random_preset, ": ",
+                     model.status().message()));
+  }
   if (!model.ok()) return model.status();
   return MakeEngine(options, *std::move(device), *std::move(model), std::move(observer));
 }

@@ -110,8 +110,8 @@ struct EngineOptions {
   uint64_t random_seed = 0;
   model::ModelOptions model;
   int64_t kv_memory_bytes = int64_t{1} << 30;  // blocks and slabs together, or
-  double kv_memory_share = 0;  // > 0: this part of the memory that the device has free once the
-                               // weights are loaded, but all save 1 GiB at most
+  double kv_memory_share = 0;  // > 0: this part of what the device has free beside weights and
+                               // workspaces, but all save 1 GiB at most
   int64_t max_context_tokens = 0;              // 0: the model's max_position_embeddings
   int32_t max_sequences = 64;                  // also the number of slabs beside the cache's
   int32_t chunk_tokens = 1024;                 // prompt rows per step, a multiple of 64
@@ -151,8 +151,8 @@ using StepObserver = std::function<void(const StepStats&)>;
 
 class Engine {
  public:
-  // Loads the model and starts the loop. Errors as Model::Load, KvPool::Create, Device::Create; and
-  // INVALID_ARGUMENT for options.
+  // Loads the model and starts the loop. Errors as Model::Load, PlanKvMemory (kv_budget.h),
+  // KvPool::Create, Device::Create; and INVALID_ARGUMENT for options.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
                                                         StepObserver observer);
   // Stops the loop; live sequences finish with CANCELLED first.

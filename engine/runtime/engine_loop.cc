@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/scheduler/chunk_policy.h"
 
 namespace hyserve::runtime {
 namespace {
@@ -64,9 +65,11 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const EngineOptions& options,
                                                    StepObserver observer,
                                                    kv_cache::ReuseOrder reuse_order) {
   if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
-  const auto kv_memory_bytes = KvMemoryBytes(options, *device);
-  if (!kv_memory_bytes.ok()) return kv_memory_bytes.status();
-  auto budget = DivideKvMemory(options, *kv_memory_bytes, model->layout());
+  const model::StepLimits limits = {
+      .num_rows = scheduler::MostRowsPerStep(options.chunk_tokens, options.max_sequences),
+      .num_sequences = options.max_sequences,
+      .context_tokens = MaxContext(options, model->config())};
+  const absl::StatusOr<KvBudget> budget = PlanKvMemory(options, limits, *device, *model);
   if (!budget.ok()) return budget.status();
   auto pool = attention::KvPool::Create(*device, model->layout(), budget->num_blocks,
                                         budget->num_slabs);

@@ -25,8 +25,8 @@
 namespace hyserve::runtime {
 
 // An engine around a given model, for Engine::Create and for tests with a model of their own.
-// options.device, model_directory and random_* are not looked at. Errors as KvPool::Create, and
-// INVALID_ARGUMENT for options.
+// options.device, model_directory and random_* are not looked at. Errors as PlanKvMemory
+// and KvPool::Create, and INVALID_ARGUMENT for options.
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(
     const EngineOptions& options, std::unique_ptr<tensor::Device> device,
     std::unique_ptr<model::Model> model, StepObserver observer,

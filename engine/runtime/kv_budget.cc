@@ -7,27 +7,78 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/strings.h"
 
 namespace hyserve::runtime {
 
 namespace {
 
-// Stays free beside a share: for workspaces, which grow with the first steps.
-constexpr int64_t kSpareBytes = int64_t{1} << 30;
+constexpr char kLower[] = "lower chunk_tokens or max_context_tokens";
+
+// Of so many free bytes.
+int64_t PoolBytes(const EngineOptions& options, int64_t free_bytes) {
+  if (options.kv_memory_share == 0) return options.kv_memory_bytes;
+  const auto share =
+      static_cast<int64_t>(static_cast<double>(free_bytes) * options.kv_memory_share);
+  return std::max<int64_t>(std::min(share, free_bytes - kSpareBytes), 0);
+}
+
+absl::StatusOr<int64_t> FreeBytes(const tensor::Device& device) {
+  const absl::StatusOr<size_t> free = device.FreeBytes();
+  if (!free.ok()) return free.status();
+  return static_cast<int64_t>(*free);
+}
+
+absl::Status WithContext(const absl::Status& status, const std::string& before,
+                         const std::string& after) {
+  return absl::Status(status.code(), StrCat(before, ToStd(status.message()), after));
+}
 
 }  // namespace
 
-absl::StatusOr<int64_t> KvMemoryBytes(const EngineOptions& options, const tensor::Device& device) {
-  if (options.kv_memory_share == 0) return options.kv_memory_bytes;
-  const absl::StatusOr<size_t> free = device.FreeBytes();
-  if (!free.ok()) {
+absl::StatusOr<KvBudget> PlanKvMemory(const EngineOptions& options, model::StepLimits limits,
+                                      const tensor::Device& device, model::Model& model) {
+  const kv_cache::KvLayout& layout = model.layout();
+  const absl::StatusOr<int64_t> loaded = FreeBytes(device);
+  if (absl::IsUnimplemented(loaded.status())) {
+    if (options.kv_memory_share == 0) {
+      return DivideKvMemory(options, options.kv_memory_bytes, layout);
+    }
     return absl::InvalidArgumentError(
-        absl::StrCat("kv_memory: give a size: ", free.status().message()));
+        StrCat("kv_memory: give a size: ", ToStd(loaded.status().message())));
   }
-  const int64_t free_bytes = static_cast<int64_t>(*free);
-  const int64_t share = static_cast<int64_t>(static_cast<double>(free_bytes) *
-                                             options.kv_memory_share);
-  return std::max<int64_t>(std::min(share, free_bytes - kSpareBytes), 0);
+  if (!loaded.ok()) return loaded.status();
+  const auto free_beside = [&](int64_t free_bytes, const std::string& workspaces) {
+    return StrCat("; ", device.Description(), " has ", BytesText(free_bytes), " free beside ",
+                  BytesText(model.weight_bytes()), " of weights", workspaces);
+  };
+
+  const absl::StatusOr<KvBudget> most =
+      DivideKvMemory(options, PoolBytes(options, *loaded), layout);
+  if (!most.ok()) return WithContext(most.status(), "", free_beside(*loaded, ""));
+  limits.context_tokens =
+      std::min(limits.context_tokens, most->num_blocks * kv_cache::kTokensPerBlock);
+  if (absl::Status status = model.ReserveWorkspaces(limits); !status.ok()) {
+    return WithContext(status,
+                       StrCat("workspaces for steps of ", limits.num_rows,
+                              " rows and contexts of ", limits.context_tokens, " tokens: "),
+                       StrCat(free_beside(*loaded, ""), "; ", kLower));
+  }
+
+  const absl::StatusOr<int64_t> free = FreeBytes(device);
+  if (!free.ok()) return free.status();
+  const int64_t workspace_bytes = std::max<int64_t>(*loaded - *free, 0);
+  const std::string free_text =
+      free_beside(*free, StrCat(" and ", BytesText(workspace_bytes), " of workspaces, and ",
+                                BytesText(kSpareBytes), " of it must stay free"));
+  const int64_t pool_bytes = PoolBytes(options, *free);
+  if (pool_bytes > *free - kSpareBytes && pool_bytes > 0) {
+    return absl::ResourceExhaustedError(
+        StrCat("kv_memory: ", BytesText(pool_bytes), " do not fit", free_text,
+               "; give less, or ", kLower));
+  }
+  const absl::StatusOr<KvBudget> budget = DivideKvMemory(options, pool_bytes, layout);
+  return budget.ok() ? budget : WithContext(budget.status(), "", free_text);
 }
 
 absl::StatusOr<KvBudget> DivideKvMemory(const EngineOptions& options, int64_t kv_memory_bytes,

@@ -43,4 +43,14 @@ std::vector<int32_t> ShareRows(std::span<const PromptWork> prompts, int32_t budg
   return rows;
 }
 
+int32_t ChunkTokensWhileGenerating(int32_t chunk_tokens) {
+  return std::max(kTokensPerBlock, chunk_tokens / 4 / kTokensPerBlock * kTokensPerBlock);
+}
+
+int64_t MostRowsPerStep(int32_t chunk_tokens, int32_t max_sequences) {
+  const int64_t beside =
+      std::min(chunk_tokens, ChunkTokensWhileGenerating(chunk_tokens)) + max_sequences - int64_t{1};
+  return std::max<int64_t>({chunk_tokens, beside, max_sequences});
+}
+
 }  // namespace hyserve::scheduler

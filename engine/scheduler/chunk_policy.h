@@ -23,6 +23,14 @@ struct PromptWork {
 // prompt gets rows. `turn` decides whose turn it is when the budget cannot be halved.
 std::vector<int32_t> ShareRows(std::span<const PromptWork> prompts, int32_t budget, uint64_t turn);
 
+// Prompt rows of a step while any sequence generates, where the options leave it open: a quarter of
+// a chunk, in blocks.
+int32_t ChunkTokensWhileGenerating(int32_t chunk_tokens);
+
+// No step has more rows: a whole chunk where nothing generates, otherwise fewer prompt rows of one
+// sequence or more beside one row of each of the others.
+int64_t MostRowsPerStep(int32_t chunk_tokens, int32_t max_sequences);
+
 }  // namespace hyserve::scheduler
 
 #endif  // HYSERVE_ENGINE_SCHEDULER_CHUNK_POLICY_H_

@@ -20,8 +20,7 @@ SchedulerOptions Checked(SchedulerOptions options) {
   HYSERVE_CHECK(options.snapshot_interval_tokens >= 0 &&
                 options.snapshot_interval_tokens % kTokensPerBlock == 0);
   if (options.chunk_tokens_while_generating == 0) {
-    options.chunk_tokens_while_generating =
-        std::max(kTokensPerBlock, options.chunk_tokens / 4 / kTokensPerBlock * kTokensPerBlock);
+    options.chunk_tokens_while_generating = ChunkTokensWhileGenerating(options.chunk_tokens);
   }
   HYSERVE_CHECK(options.chunk_tokens_while_generating % kTokensPerBlock == 0);
   HYSERVE_CHECK(!options.has_window_layers ||

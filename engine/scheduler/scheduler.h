@@ -45,7 +45,7 @@ struct SchedulerOptions {
   int32_t max_queue = 4096;        // that wait for it
   int32_t chunk_tokens = 1024;     // prompt rows per step, a multiple of 64
   // Prompt rows per step while any sequence generates, a multiple of 64: bounds the time between
-  // two tokens. 0: a quarter of chunk_tokens.
+  // two tokens. 0: ChunkTokensWhileGenerating.
   int32_t chunk_tokens_while_generating = 0;
   std::vector<int32_t> eos_token_ids;
   bool prefix_cache = true;

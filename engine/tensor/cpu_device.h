@@ -54,9 +54,10 @@ class CpuDevice : public Device {
   };
   absl::StatusOr<ThreadScratch> Scratch(size_t bytes_per_thread);
 
- private:
+ protected:
   CpuDevice(Isa isa, int num_threads) : isa_(isa), pool_(num_threads) {}
 
+ private:
   absl::StatusOr<std::byte*> Grow(Buffer& buffer, size_t bytes);
 
   const Isa isa_;

@@ -346,17 +346,25 @@ absl::Status CudaDevice::Synchronize() {
   return CudaStatus(cudaStreamSynchronize(stream_), "waiting for the GPU");
 }
 
-absl::StatusOr<std::byte*> CudaDevice::Workspace(WorkspaceSlot slot, size_t bytes) {
+absl::Status CudaDevice::ReserveWorkspace(WorkspaceSlot slot, size_t bytes) {
   Buffer& buffer = workspaces_[static_cast<size_t>(slot)];
+  if (!buffer.empty() && buffer.size_bytes() >= bytes) return absl::OkStatus();
+  const absl::Status status = Synchronize();  // kernels may still use what is freed here
+  if (!status.ok()) return status;
+  buffer = Buffer();
+  absl::StatusOr<Buffer> grown = Allocate(std::max(bytes, size_t{1} << 20));
+  if (!grown.ok()) return grown.status();
+  buffer = *std::move(grown);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::byte*> CudaDevice::Workspace(WorkspaceSlot slot, size_t bytes) {
+  const Buffer& buffer = workspaces_[static_cast<size_t>(slot)];
   if (buffer.empty() || buffer.size_bytes() < bytes) {
-    const absl::Status status = Synchronize();  // kernels may still use what is freed here
+    // Half as large again, so that what grows little by little seldom moves.
+    const size_t wanted = std::max(bytes, buffer.size_bytes() + buffer.size_bytes() / 2);
+    const absl::Status status = ReserveWorkspace(slot, wanted);
     if (!status.ok()) return status;
-    const size_t wanted = std::max({bytes, buffer.size_bytes() + buffer.size_bytes() / 2,
-                                    size_t{1} << 20});
-    buffer = Buffer();
-    absl::StatusOr<Buffer> grown = Allocate(wanted);
-    if (!grown.ok()) return grown.status();
-    buffer = *std::move(grown);
   }
   return static_cast<std::byte*>(buffer.data());
 }

@@ -64,6 +64,10 @@ class CudaDevice : public Device {
   // kTickets is zero when it is allocated, and every op that uses it leaves it zero.
   enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kArgmax, kTickets, kNumSlots };
   absl::StatusOr<std::byte*> Workspace(WorkspaceSlot slot, size_t bytes);
+  // So that calls of Workspace for up to `bytes` do not allocate.
+  absl::Status ReserveWorkspace(WorkspaceSlot slot, size_t bytes);
+  // Calls of Allocate so far, and so of all that took memory here. Thread-safe.
+  int64_t num_allocations() const { return num_allocations_.load(); }
 
  private:
   class Staging;

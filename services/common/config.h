@@ -40,7 +40,7 @@ struct WorkerSettings {
   std::string isa = "auto";               // of the CPU device; see tensor::DeviceOptions
   int32_t threads = 0;                    // of the CPU device; 0: all cores
   int64_t kv_memory_bytes = int64_t{1} << 30;  // or, on a GPU,
-  double kv_memory_share = 0;             // > 0: of what is free once the weights are loaded
+  double kv_memory_share = 0;             // > 0: of what weights and workspaces leave free
   int32_t max_context_tokens = 0;         // 0: the model's
   int32_t max_sequences = 64;
   int32_t chunk_tokens = 1024;            // prompt rows per step, a multiple of 64

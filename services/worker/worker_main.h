@@ -1,6 +1,6 @@
 // The main function of a worker's executable: constructs in order, waits for a signal, drains. Exit
-// codes: 64 command line, 78 configuration or model, 1 anything that the machine refused, or a
-// device that was lost.
+// codes: 64 command line, 78 configuration or model (also when they do not fit the device), 1
+// anything else that the machine refused, or a device that was lost.
 #ifndef HYSERVE_SERVICES_WORKER_WORKER_MAIN_H_
 #define HYSERVE_SERVICES_WORKER_WORKER_MAIN_H_
 

@@ -23,13 +23,25 @@ class FakeDevice final : public tensor::Device {
     absl::MutexLock lock(&mutex_);
     error_ = error;
   }
-  // FreeBytes() answers this.
-  void SetFreeBytes(size_t bytes) { free_bytes_ = bytes; }
+  // So much can be allocated from now on, and FreeBytes() tells; what is freed does not come back.
+  void SetFreeBytes(size_t bytes) {
+    absl::MutexLock lock(&mutex_);
+    free_bytes_ = bytes;
+  }
+  // As if so much were allocated. RESOURCE_EXHAUSTED when there is not so much.
+  absl::Status Take(size_t bytes) {
+    absl::MutexLock lock(&mutex_);
+    if (!free_bytes_.has_value()) return absl::OkStatus();
+    if (bytes > *free_bytes_) return absl::ResourceExhaustedError("the fake device is full");
+    *free_bytes_ -= bytes;
+    return absl::OkStatus();
+  }
 
   tensor::DeviceKind kind() const override { return tensor::DeviceKind::kCpu; }
   std::string Description() const override { return "fake"; }
   tensor::DType activation_dtype() const override { return tensor::DType::kF32; }
   absl::StatusOr<tensor::Buffer> Allocate(size_t bytes) override {
+    if (absl::Status status = Take(bytes); !status.ok()) return status;
     void* const data = ::operator new(bytes, std::align_val_t{64});
     std::memset(data, 0, bytes);
     return tensor::Buffer(data, bytes, [](void* freed, size_t) {
@@ -37,6 +49,7 @@ class FakeDevice final : public tensor::Device {
     });
   }
   absl::StatusOr<size_t> FreeBytes() const override {
+    absl::MutexLock lock(&mutex_);
     if (free_bytes_.has_value()) return *free_bytes_;
     return Device::FreeBytes();
   }
@@ -61,9 +74,9 @@ class FakeDevice final : public tensor::Device {
     return error_;
   }
 
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   absl::Status error_ ABSL_GUARDED_BY(mutex_);
-  std::optional<size_t> free_bytes_;
+  std::optional<size_t> free_bytes_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace hyserve::testing_support

@@ -43,7 +43,9 @@ char* Ring(attention::KvPool& pool, int ring, const model::SequenceRows& rows, i
 }  // namespace
 
 FakeModel::FakeModel(const FakeModelOptions& options)
-    : device_(*tensor::Device::Create({.num_threads = 1})), nan_token_id_(options.nan_token_id) {
+    : device_(*tensor::Device::Create({.num_threads = 1})),
+      nan_token_id_(options.nan_token_id),
+      reserve_(options.reserve) {
   config_.model_type = "fake";
   config_.vocab_size = options.vocab_size;
   config_.max_position_embeddings = options.max_position_embeddings;

@@ -24,6 +24,8 @@ struct FakeModelOptions {
   int32_t max_position_embeddings = 4096;
   int32_t eos_token_id = 96;
   int32_t nan_token_id = 95;  // a sequence whose rows contain it gets logits that are NaN
+  // What ReserveWorkspaces does; null: nothing.
+  std::function<absl::Status(const model::StepLimits& limits)> reserve = nullptr;
 };
 
 class FakeModel final : public model::Model {
@@ -34,6 +36,9 @@ class FakeModel final : public model::Model {
   const kv_cache::KvLayout& layout() const override { return layout_; }
   size_t weight_bytes() const override { return 0; }
   int64_t num_parameters() const override { return 0; }
+  absl::Status ReserveWorkspaces(const model::StepLimits& limits) override {
+    return reserve_ ? reserve_(limits) : absl::OkStatus();
+  }
   absl::Status Forward(const model::StepInput& input, attention::KvPool& pool,
                        model::StepOutput* output) override;
 
@@ -51,6 +56,7 @@ class FakeModel final : public model::Model {
   kv_cache::KvLayout layout_;
   const std::unique_ptr<tensor::Device> device_;  // samples
   const int32_t nan_token_id_;
+  const std::function<absl::Status(const model::StepLimits& limits)> reserve_;
   absl::Mutex mutex_;
   Hook hook_ ABSL_GUARDED_BY(mutex_);
 };

@@ -19,6 +19,7 @@ const SimdKernels& KernelsOf(const CpuDevice& device);
 
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
                                                          std::span<const TensorView> host_parts);
+absl::StatusOr<size_t> PackedMatrixBytes(CpuDevice& device, const PackedMatrixShape& shape);
 absl::Status EmbedTokens(CpuDevice& device, const EmbedTokensParams& params);
 absl::Status AddRmsNorm(CpuDevice& device, const AddRmsNormParams& params);
 absl::Status Linear(CpuDevice& device, const LinearParams& params);

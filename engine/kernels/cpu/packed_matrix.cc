@@ -35,25 +35,43 @@ void PackBf16PairsRow(const TensorView& part, int64_t row, int64_t panel_cols, u
   for (int64_t i = 0; i < part.cols; ++i) column[i / 2 * panel_cols * 2 + i % 2] = source[i];
 }
 
+struct PanelLayout {
+  DType dtype;  // f32 or bf16
+  int panel_cols;
+  bool pairs;
+  int64_t depth;  // rows of a panel
+  int64_t num_panels;
+  size_t bytes;
+
+  PanelLayout(const SimdKernels& simd, const PackedMatrixShape& shape)
+      : dtype(shape.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32),
+        panel_cols(simd.panel_cols),
+        pairs(dtype == DType::kBF16 && simd.gemm_packed_pairs != nullptr),
+        depth(pairs ? (shape.in_features + 1) / 2 * 2 : shape.in_features),
+        num_panels((shape.out_features + panel_cols - 1) / panel_cols),
+        bytes(static_cast<size_t>(num_panels * panel_cols * depth) * tensor::SizeOf(dtype)) {}
+};
+
 }  // namespace
+
+absl::StatusOr<size_t> PackedMatrixBytes(CpuDevice& device, const PackedMatrixShape& shape) {
+  return PanelLayout(KernelsOf(device), shape).bytes;
+}
 
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
                                                          std::span<const TensorView> host_parts) {
-  const SimdKernels& simd = KernelsOf(device);
-  const int panel_cols = simd.panel_cols;
   const int64_t k = host_parts[0].cols;
-  const DType dtype = host_parts[0].dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  const bool pairs = dtype == DType::kBF16 && simd.gemm_packed_pairs != nullptr;
-  const int64_t depth = pairs ? (k + 1) / 2 * 2 : k;
   int64_t n = 0;
   for (const TensorView& part : host_parts) n += part.rows;
-  const int64_t num_panels = (n + panel_cols - 1) / panel_cols;
-  absl::StatusOr<tensor::Buffer> buffer =
-      device.Allocate(static_cast<size_t>(num_panels * panel_cols * depth) * tensor::SizeOf(dtype));
+  const PanelLayout layout(KernelsOf(device), {n, k, host_parts[0].dtype});
+  const DType dtype = layout.dtype;
+  const int64_t panel_cols = layout.panel_cols;
+  const int64_t depth = layout.depth;
+  absl::StatusOr<tensor::Buffer> buffer = device.Allocate(layout.bytes);
   if (!buffer.ok()) return buffer.status();
   void* panels = buffer->data();
 
-  device.pool().ParallelFor(num_panels, [&](int64_t panel, int) {
+  device.pool().ParallelFor(layout.num_panels, [&](int64_t panel, int) {
     const int64_t begin = panel * panel_cols;
     int64_t part_begin = 0;
     for (const TensorView& part : host_parts) {
@@ -64,7 +82,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
         if (dtype == DType::kF32) {
           PackF32Row(part, row - part_begin, panel_cols,
                      static_cast<float*>(panels) + begin * k + column);
-        } else if (pairs) {
+        } else if (layout.pairs) {
           PackBf16PairsRow(part, row - part_begin, panel_cols,
                            static_cast<uint16_t*>(panels) + begin * depth + 2 * column);
         } else {
@@ -77,7 +95,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CpuDevice& device,
       part_begin += part.rows;
     }
   });
-  return std::make_unique<CpuPackedMatrix>(n, k, dtype, panel_cols, pairs,
+  return std::make_unique<CpuPackedMatrix>(n, k, dtype, layout.panel_cols, layout.pairs,
                                            *std::move(buffer));
 }
 

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/kernels/ops.h"
+#include "engine/kernels/reserve.h"
 #include "engine/tensor/cuda_device.h"
 
 namespace hyserve::kernels::cuda {
@@ -18,6 +19,7 @@ using tensor::CudaDevice;
 
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CudaDevice& device,
                                                          std::span<const TensorView> host_parts);
+absl::StatusOr<size_t> PackedMatrixBytes(CudaDevice& device, const PackedMatrixShape& shape);
 absl::Status EmbedTokens(CudaDevice& device, const EmbedTokensParams& params);
 absl::Status AddRmsNorm(CudaDevice& device, const AddRmsNormParams& params);
 absl::Status Linear(CudaDevice& device, const LinearParams& params);
@@ -32,6 +34,11 @@ absl::Status PrepareWindowKv(CudaDevice& device, const PrepareWindowKvParams& pa
 absl::Status StoreWindowKv(CudaDevice& device, const StoreWindowKvParams& params);
 absl::Status FullAttention(CudaDevice& device, const FullAttentionParams& params);
 absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttentionParams& params);
+
+absl::Status ReserveLinear(CudaDevice& device, const LinearParams& params);
+absl::Status ReserveMixtureOfExperts(CudaDevice& device, const MoeParams& params);
+absl::Status ReserveFullAttention(CudaDevice& device, const AttentionLimits& limits);
+absl::Status ReserveWindowSparseAttention(CudaDevice& device, const AttentionLimits& limits);
 
 }  // namespace hyserve::kernels::cuda
 

@@ -20,8 +20,6 @@ namespace {
 
 using tensor::CudaStatus;
 
-// Rows of a sequence from which the prefill kernel's 64-row tiles are full.
-constexpr int kPrefillRows = 64;
 // Partial results and block maxima of one launch; more rows are done in several launches.
 constexpr int64_t kMostWorkspaceBytes = int64_t{256} << 20;
 // Pages times tiles of one launch.
@@ -42,6 +40,21 @@ absl::Status CheckParams(const FullAttentionParams& params) {
   }
   if (!(params.scale > 0)) return Refuse("CUDA needs a positive scale");
   return absl::OkStatus();
+}
+
+// Memory of a launch of split attention: partial results, block maxima, offsets, tickets.
+int64_t PartialBytes(const SplitSize& size, int v_head_dim) {
+  return size.partial_rows * (v_head_dim + 2) * static_cast<int64_t>(sizeof(float));
+}
+int64_t MaximaBytes(const SplitSize& size) {
+  return size.block_maxima * static_cast<int64_t>(sizeof(float));
+}
+int64_t Aligned(int64_t maxima_bytes) { return (maxima_bytes + 15) / 16 * 16; }
+int64_t OffsetBytes(int64_t num_sequences) {
+  return num_sequences * static_cast<int64_t>(sizeof(SplitOffsets));
+}
+int64_t TicketBytes(int64_t rows, int num_kv_heads) {
+  return rows * num_kv_heads * static_cast<int64_t>(sizeof(int32_t));
 }
 
 // Sequences that are not the prefill kernel's.
@@ -149,10 +162,10 @@ class SplitAttention {
   }
 
   int64_t PartialBytes(const SplitSize& size) const {
-    return size.partial_rows * (args_.v_head_dim + 2) * static_cast<int64_t>(sizeof(float));
+    return cuda::PartialBytes(size, args_.v_head_dim);
   }
   int64_t MaximaBytes(const SplitSize& size) const {
-    return wants_blocks() ? size.block_maxima * static_cast<int64_t>(sizeof(float)) : 0;
+    return wants_blocks() ? cuda::MaximaBytes(size) : 0;
   }
   bool Fits(const SplitSize& size) const {
     return PartialBytes(size) + MaximaBytes(size) <= kMostWorkspaceBytes &&
@@ -169,16 +182,14 @@ class SplitAttention {
       args_.max_splits = std::max(args_.max_splits, Splits(part));
     }
     // Maxima first: they are read 16 bytes at a time.
-    const int64_t maxima_bytes = (MaximaBytes(size) + 15) / 16 * 16;
-    const int64_t offset_bytes = args_.num_sequences * static_cast<int64_t>(sizeof(SplitOffsets));
+    const int64_t maxima_bytes = Aligned(MaximaBytes(size));
     absl::StatusOr<std::byte*> memory =
         device_.Workspace(CudaDevice::WorkspaceSlot::kAttention,
-                          maxima_bytes + PartialBytes(size) + offset_bytes);
+                          maxima_bytes + PartialBytes(size) + OffsetBytes(args_.num_sequences));
     if (!memory.ok()) return memory.status();
     absl::StatusOr<std::byte*> tickets = device_.Workspace(
-        CudaDevice::WorkspaceSlot::kTickets, static_cast<int64_t>(sizeof(int32_t)) *
-                                                 args_.num_sequences * args_.window_rows *
-                                                 args_.num_kv_heads);
+        CudaDevice::WorkspaceSlot::kTickets,
+        TicketBytes(int64_t{args_.num_sequences} * args_.window_rows, args_.num_kv_heads));
     if (!tickets.ok()) return tickets.status();
     args_.tickets = reinterpret_cast<int32_t*>(*tickets);
     args_.block_maxima = wants_blocks() ? reinterpret_cast<float*>(*memory) : nullptr;
@@ -232,6 +243,37 @@ absl::Status FullAttention(CudaDevice& device, const FullAttentionParams& params
     if (absl::Status status = split.RunManyRows(sequence); !status.ok()) return status;
   }
   return few ? split.RunFewRows() : absl::OkStatus();
+}
+
+absl::Status ReserveFullAttention(CudaDevice& device, const AttentionLimits& limits) {
+  const int group_heads = limits.num_heads / limits.num_kv_heads;
+  const int64_t rows = limits.num_rows;
+  const int64_t few_rows = std::min<int64_t>(rows, kFewRows);
+  SequencePart part;
+  part.pages = static_cast<int>((limits.context_tokens + kPageTokens - 1) / kPageTokens);
+  const int splits = std::max(
+      kManyRowsSplits,
+      MostSplits(part.pages, limits.num_kv_heads, group_heads, limits.head_dim));
+  // As if every row stood at the end of the longest context.
+  const auto bytes_of = [&](int64_t count) {
+    SplitSize size;
+    part.rows = static_cast<int>(count);
+    size.Add(part, splits, limits.num_kv_heads, group_heads, kDecodeTileRows);
+    return PartialBytes(size, limits.v_head_dim) +
+           (limits.selected_blocks > 0 ? MaximaBytes(size) : 0);
+  };
+  // A launch of more than kMostWorkspaceBytes is one sequence of few rows, or one row.
+  const int64_t sequences = std::min<int64_t>(limits.num_seqs, kMaxSplitSequences);
+  const int64_t split_bytes =
+      std::min(bytes_of(rows), std::max(kMostWorkspaceBytes, bytes_of(few_rows))) +
+      Aligned(1) + OffsetBytes(sequences);
+  const size_t bytes =
+      std::max(static_cast<size_t>(split_bytes), MostPrefillWorkspaceBytes(limits));
+  absl::Status status = device.ReserveWorkspace(CudaDevice::WorkspaceSlot::kAttention, bytes);
+  if (!status.ok()) return status;
+  return device.ReserveWorkspace(
+      CudaDevice::WorkspaceSlot::kTickets,
+      TicketBytes(std::max(rows, sequences * few_rows), limits.num_kv_heads));
 }
 
 }  // namespace hyserve::kernels::cuda

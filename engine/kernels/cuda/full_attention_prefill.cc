@@ -21,6 +21,10 @@ using tensor::CudaStatus;
 // The counter of tiles, in front of the scores.
 constexpr int64_t kCounterBytes = 256;
 
+size_t WorkspaceBytes(int64_t elements) {
+  return static_cast<size_t>(kCounterBytes + elements * static_cast<int64_t>(sizeof(float)));
+}
+
 absl::Status RunStep(tensor::CudaDevice& device, const FullAttentionParams& params,
                      const PrefillStep& step, std::byte* memory, PrefillLaunch& launch) {
   std::copy(step.segments.begin(), step.segments.end(), launch.segments);
@@ -85,7 +89,7 @@ absl::Status FullAttentionPrefill(tensor::CudaDevice& device, const FullAttentio
   }
   absl::StatusOr<std::byte*> memory =
       device.Workspace(tensor::CudaDevice::WorkspaceSlot::kAttention,
-                       static_cast<size_t>(kCounterBytes + elements * 4));
+                       WorkspaceBytes(elements));
   if (!memory.ok()) return memory.status();
 
   PrefillLaunch launch;
@@ -113,6 +117,13 @@ absl::Status FullAttentionPrefill(tensor::CudaDevice& device, const FullAttentio
     }
   }
   return absl::OkStatus();
+}
+
+size_t MostPrefillWorkspaceBytes(const AttentionLimits& limits) {
+  if (!PrefillHeadShapeSupported(limits.head_dim, limits.v_head_dim)) return 0;
+  return WorkspaceBytes(MostPrefillElements(
+      limits.num_rows, kPrefillRows, limits.context_tokens,
+      {.num_heads = limits.num_heads, .with_scores = limits.selected_blocks > 0}));
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -96,6 +96,19 @@ std::vector<PrefillStep> PlanPrefill(std::span<const PrefillSequence> sequences,
   return steps;
 }
 
+int64_t MostPrefillElements(int64_t num_rows, int least_rows, int64_t context,
+                            const PrefillPlanOptions& options) {
+  if (!options.with_scores) return 0;
+  // A tile of `least_rows` rows or more is a tile.
+  const int64_t row_tiles = std::max<int64_t>(1, num_rows / least_rows);
+  PrefillSegment last;
+  last.first_position = static_cast<int32_t>(std::max<int64_t>(0, context - 1));
+  const int64_t of_tile = ScoreElements(last, 1, options.num_heads);
+  const int64_t scores = std::min(row_tiles * of_tile,
+                                  std::max(of_tile, options.score_bytes / 4));
+  return scores + row_tiles * kPrefillTileRows * options.num_heads;
+}
+
 cudaError_t EncodePrefillMaps(const PrefillTensors& tensors, PrefillLaunch* launch) {
   const auto u64 = [](int64_t x) { return static_cast<uint64_t>(x); };
   const uint64_t k_bytes = u64(tensors.num_kv_heads) * kPrefillBlockTokens * tensors.head_dim * 2;

@@ -43,6 +43,11 @@ struct PrefillStep {
 std::vector<PrefillStep> PlanPrefill(std::span<const PrefillSequence> sequences,
                                      const PrefillPlanOptions& options);
 
+// score_elements + lse_elements of no step are more, for up to `num_rows` rows in sequences of at
+// least `least_rows` rows each (<= kPrefillTileRows) and contexts of up to `context` tokens.
+int64_t MostPrefillElements(int64_t num_rows, int least_rows, int64_t context,
+                            const PrefillPlanOptions& options);
+
 struct PrefillTensors {
   const void* q = nullptr;  // bf16 [q_rows, num_heads * head_dim], 16-byte aligned
   int64_t q_rows = 0;

@@ -21,6 +21,41 @@ using tensor::DType;
 // Of x and of y each, where they are staged; more rows take several calls.
 constexpr int64_t kStagingBytes = int64_t{32} << 20;
 
+// Where a call's operands are staged, and how many rows at once. Never less than a call of fewer
+// rows needs.
+struct LinearStaging {
+  bool stage_x = false;
+  bool stage_y = false;
+  int64_t rows = 0;
+  int64_t y_stride = 0;
+  size_t y_offset_bytes = 0;   // in the workspace, behind cuBLASLt's part and x
+  size_t workspace_bytes = 0;  // 0: none
+};
+
+LinearStaging PlanStaging(const CudaPackedMatrix& weight, const LinearParams& params) {
+  const int64_t rows = params.x.rows;
+  LinearStaging staging;
+  staging.stage_x = !IsVectorOperand(params.x);
+  staging.stage_y = rows > kSkinnyMaxRows && !HasAlignedRows(params.y);
+  staging.rows = rows;
+  staging.y_stride = PaddedColumns(params.y.cols);
+  if (!staging.stage_x && rows <= kSkinnyMaxRows) return staging;
+  // Of one operand; takes back rows that do not fit.
+  const auto stage = [&](int64_t row_bytes) {
+    const int64_t fitting = std::max<int64_t>(1, kStagingBytes / row_bytes);
+    staging.rows = std::min(staging.rows, fitting);
+    return (std::min(rows, fitting) * row_bytes + 255) / 256 * 256;
+  };
+  staging.y_offset_bytes = kBlasWorkspaceBytes;
+  if (staging.stage_x) staging.y_offset_bytes += stage(weight.row_stride() * 2);
+  staging.workspace_bytes = staging.y_offset_bytes;
+  if (staging.stage_y) {
+    staging.workspace_bytes +=
+        stage(staging.y_stride * static_cast<int64_t>(tensor::SizeOf(params.y.dtype)));
+  }
+  return staging;
+}
+
 absl::Status RunRows(CudaDevice& device, const CudaPackedMatrix& weight, const void* x,
                      int64_t x_stride, const TensorView& y, std::byte* workspace) {
   if (y.rows <= kSkinnyMaxRows) {
@@ -83,53 +118,49 @@ absl::Status Linear(CudaDevice& device, const LinearParams& params) {
   const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
   const int64_t rows = params.x.rows;
   if (rows == 0) return absl::OkStatus();
-  const bool stage_x = !IsVectorOperand(params.x);
-  const bool stage_y = rows > kSkinnyMaxRows && !HasAlignedRows(params.y);
-  const int64_t x_row_bytes = weight.row_stride() * 2;
-  const auto y_element = static_cast<int64_t>(tensor::SizeOf(params.y.dtype));
-  const int64_t y_stride = PaddedColumns(params.y.cols);
-  int64_t at_once = rows;
-  if (stage_x) at_once = std::min(at_once, std::max<int64_t>(1, kStagingBytes / x_row_bytes));
-  if (stage_y) {
-    at_once = std::min(at_once, std::max<int64_t>(1, kStagingBytes / (y_stride * y_element)));
-  }
-  const int64_t x_bytes = stage_x ? at_once * x_row_bytes : 0;
-  const int64_t y_bytes = stage_y ? at_once * y_stride * y_element : 0;
+  const LinearStaging staging = PlanStaging(weight, params);
   std::byte* workspace = nullptr;
-  if (stage_x || rows > kSkinnyMaxRows) {
+  if (staging.workspace_bytes > 0) {
     const absl::StatusOr<std::byte*> memory =
-        device.Workspace(CudaDevice::WorkspaceSlot::kGemm,
-                         kBlasWorkspaceBytes + (x_bytes + 255) / 256 * 256 + y_bytes);
+        device.Workspace(CudaDevice::WorkspaceSlot::kGemm, staging.workspace_bytes);
     if (!memory.ok()) return memory.status();
     workspace = *memory;
   }
   std::byte* const x_staging = workspace + kBlasWorkspaceBytes;
-  std::byte* const y_staging = x_staging + (x_bytes + 255) / 256 * 256;
+  std::byte* const y_staging = workspace + staging.y_offset_bytes;
 
-  for (int64_t begin = 0; begin < rows; begin += at_once) {
-    const int64_t count = std::min(at_once, rows - begin);
+  for (int64_t begin = 0; begin < rows; begin += staging.rows) {
+    const int64_t count = std::min(staging.rows, rows - begin);
     const TensorView x = params.x.Rows(begin, count);
     const TensorView y = params.y.Rows(begin, count);
-    if (stage_x) {
+    if (staging.stage_x) {
       if (absl::Status status = StageVectorOperand(device, x, x_staging); !status.ok()) {
         return status;
       }
     }
     const TensorView target =
-        stage_y ? TensorView{y_staging, y.dtype, count, y.cols, y_stride} : y;
+        staging.stage_y ? TensorView{y_staging, y.dtype, count, y.cols, staging.y_stride} : y;
     if (absl::Status status =
-            RunRows(device, weight, stage_x ? x_staging : x.data,
-                    stage_x ? weight.row_stride() : x.row_stride, target, workspace);
+            RunRows(device, weight, staging.stage_x ? x_staging : x.data,
+                    staging.stage_x ? weight.row_stride() : x.row_stride, target, workspace);
         !status.ok()) {
       return status;
     }
-    if (!stage_y) continue;
+    if (!staging.stage_y) continue;
+    const auto element = static_cast<int64_t>(tensor::SizeOf(y.dtype));
     const cudaError_t error = cudaMemcpy2DAsync(
-        y.data, y.row_stride * y_element, y_staging, y_stride * y_element, y.cols * y_element,
+        y.data, y.row_stride * element, y_staging, staging.y_stride * element, y.cols * element,
         count, cudaMemcpyDeviceToDevice, device.stream());
     if (absl::Status status = CudaStatus(error, "Linear: copy of y"); !status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+absl::Status ReserveLinear(CudaDevice& device, const LinearParams& params) {
+  const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
+  const LinearStaging staging = PlanStaging(weight, params);
+  if (staging.workspace_bytes == 0) return absl::OkStatus();
+  return device.ReserveWorkspace(CudaDevice::WorkspaceSlot::kGemm, staging.workspace_bytes);
 }
 
 }  // namespace hyserve::kernels::cuda

@@ -152,6 +152,16 @@ size_t MoeWorkspaceBytes(const MoeForwardArgs& args) {
   return counter.used();
 }
 
+// Each of the two ways needs the most for the most rows that go it.
+size_t MoeMostWorkspaceBytes(const MoeForwardArgs& args) {
+  MoeForwardArgs fewer = args;
+  while (fewer.rows > 1 && IsGrouped(fewer)) {
+    fewer.rows = std::min<int>(fewer.rows - 1,
+                               kGroupedPairsPerExpert * args.num_experts / args.per_token);
+  }
+  return std::max(MoeWorkspaceBytes(args), MoeWorkspaceBytes(fewer));
+}
+
 cudaError_t RunMoe(const MoeForwardArgs& args, std::byte* workspace, cudaStream_t stream) {
   Carver carver(workspace);
   const Intermediates to = Carve(args, carver);

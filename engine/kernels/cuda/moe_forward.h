@@ -44,6 +44,8 @@ struct MoeForwardArgs {
 // More rows take several calls, so that the workspace stays bounded.
 int64_t MoeRowsPerPass(int per_token);
 size_t MoeWorkspaceBytes(const MoeForwardArgs& args);
+// The most that any number of rows up to args.rows needs.
+size_t MoeMostWorkspaceBytes(const MoeForwardArgs& args);
 // workspace: 256-byte aligned.
 cudaError_t RunMoe(const MoeForwardArgs& args, std::byte* workspace, cudaStream_t stream);
 

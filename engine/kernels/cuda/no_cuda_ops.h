@@ -7,6 +7,7 @@
 namespace hyserve::kernels::cuda {
 
 inline constexpr std::nullptr_t PackMatrix = nullptr;
+inline constexpr std::nullptr_t PackedMatrixBytes = nullptr;
 inline constexpr std::nullptr_t EmbedTokens = nullptr;
 inline constexpr std::nullptr_t AddRmsNorm = nullptr;
 inline constexpr std::nullptr_t Linear = nullptr;
@@ -21,6 +22,10 @@ inline constexpr std::nullptr_t PrepareWindowKv = nullptr;
 inline constexpr std::nullptr_t StoreWindowKv = nullptr;
 inline constexpr std::nullptr_t FullAttention = nullptr;
 inline constexpr std::nullptr_t WindowSparseAttention = nullptr;
+inline constexpr std::nullptr_t ReserveLinear = nullptr;
+inline constexpr std::nullptr_t ReserveMixtureOfExperts = nullptr;
+inline constexpr std::nullptr_t ReserveFullAttention = nullptr;
+inline constexpr std::nullptr_t ReserveWindowSparseAttention = nullptr;
 
 }  // namespace hyserve::kernels::cuda
 

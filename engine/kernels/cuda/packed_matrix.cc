@@ -31,14 +31,21 @@ void ConvertRow(const TensorView& part, int64_t row, uint16_t* out) {
 
 }  // namespace
 
+absl::StatusOr<size_t> PackedMatrixBytes(CudaDevice& device, const PackedMatrixShape& shape) {
+  return static_cast<size_t>(shape.out_features * PaddedColumns(shape.in_features)) *
+         sizeof(uint16_t);
+}
+
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(CudaDevice& device,
                                                          std::span<const TensorView> host_parts) {
   const int64_t in_features = host_parts[0].cols;
   const int64_t stride = PaddedColumns(in_features);
   int64_t out_features = 0;
   for (const TensorView& part : host_parts) out_features += part.rows;
-  absl::StatusOr<tensor::Buffer> buffer =
-      device.Allocate(static_cast<size_t>(out_features * stride) * sizeof(uint16_t));
+  const absl::StatusOr<size_t> bytes =
+      PackedMatrixBytes(device, {out_features, in_features, host_parts[0].dtype});
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<tensor::Buffer> buffer = device.Allocate(*bytes);
   if (!buffer.ok()) return buffer.status();
 
   auto* destination = static_cast<uint16_t*>(buffer->data());

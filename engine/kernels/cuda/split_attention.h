@@ -30,8 +30,9 @@ inline constexpr int kPageTokens = 64;
 inline constexpr int kMaxSplitSequences = 256;
 // Query heads per KV head.
 inline constexpr int kMaxGroupHeads = 512;
-// Sequences with more rows use long splits.
+// Sequences with more rows use long splits, at most so many.
 inline constexpr int kFewRows = 8;
+inline constexpr int kManyRowsSplits = 64;
 // Block maxima that one block of the second kernel reads.
 inline constexpr int kMaximaPerPart = 1 << 14;
 
@@ -110,7 +111,10 @@ struct SplitLimits {
 // beside the pages, and short contexts are not split.
 HYSERVE_HOST_DEVICE inline int SplitPages(int pages, bool few_rows, int num_kv_heads,
                                           int group_heads, int head_dim) {
-  if (!few_rows) return pages <= 64 * 64 ? 64 : CeilDivide(pages, 64);
+  if (!few_rows) {
+    const int split = CeilDivide(pages, kManyRowsSplits);
+    return split < 64 ? 64 : split;
+  }
   if (pages <= 16) return 16;
   const SplitLimits limits(num_kv_heads, group_heads, head_dim);
   const int split = CeilDivide(pages, limits.per_head * limits.Waves(pages));

@@ -143,4 +143,19 @@ absl::Status WindowSparseAttention(CudaDevice& device, const WindowSparseAttenti
       "window and sparse attention, decode kernel");
 }
 
+absl::Status ReserveWindowSparseAttention(CudaDevice& device, const AttentionLimits& limits) {
+  WindowSparseArgs args;
+  args.num_rows = static_cast<int>(limits.num_rows);
+  args.num_seqs = static_cast<int>(limits.num_seqs);
+  args.num_heads = limits.num_heads;
+  args.num_kv_heads = limits.num_kv_heads;
+  args.head_dim = limits.head_dim;
+  args.v_head_dim = limits.v_head_dim;
+  args.selected_blocks = limits.selected_blocks;
+  const size_t bytes = WindowSparsePrefillMostWorkspaceBytes(
+      args, static_cast<int>((limits.context_tokens + kSparseBlock - 1) / kSparseBlock));
+  if (bytes == 0) return absl::OkStatus();
+  return device.ReserveWorkspace(CudaDevice::WorkspaceSlot::kAttention, bytes);
+}
+
 }  // namespace hyserve::kernels::cuda

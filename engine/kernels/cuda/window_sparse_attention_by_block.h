@@ -73,6 +73,9 @@ struct ByBlockPlan {
 ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWork& work,
                             char* workspace, size_t* bytes);
 
+// As WindowSparsePrefillMostWorkspaceBytes.
+size_t MostByBlockBytes(const WindowSparseArgs& args, int max_blocks);
+
 // Chooses the classes and makes the lists.
 cudaError_t LaunchByBlockPlan(const WindowSparseArgs& args, const ByBlockPlan& plan,
                               cudaStream_t stream);

@@ -233,39 +233,31 @@ __global__ void EntryKernel(const WindowSparseArgs args, const ByBlockPlan plan)
 
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-}  // namespace
+// Whether a tile of which every row chooses other blocks could pay.
+bool MayPay(const WindowSparseArgs& args, int max_blocks) {
+  const int slots = args.selected_blocks;
+  const int tile_tokens = WindowSparsePrefillTileTokens(args);
+  return int64_t{std::min(max_blocks, tile_tokens * slots)} * BlockBytes(args) >
+         int64_t{kPairCost} * tile_tokens * slots * PairBytes(args);
+}
 
-ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWork& work,
-                            char* workspace, size_t* bytes) {
-  *bytes = 0;
-  ByBlockPlan plan;
-  const int slots = args.selection == nullptr ? 0 : args.selected_blocks;
+// Rows of a pass at most.
+int64_t PassRows(const WindowSparseArgs& args, int max_blocks) {
+  const int slots = args.selected_blocks;
   const int heads = args.num_heads / args.num_kv_heads;
-  plan.tile_tokens = WindowSparsePrefillTileTokens(args);
-  // Whether a tile of which every row chooses other blocks could pay.
-  const bool pays = int64_t{std::min(work.max_blocks, plan.tile_tokens * slots)} *
-                        BlockBytes(args) >
-                    int64_t{kPairCost} * plan.tile_tokens * slots * PairBytes(args);
-  if (slots == 0 || work.num_rows < kMinRows || !pays ||
-      work.num_blocks > int64_t{work.num_rows} * slots / 2 ||
-      kPlanWarps * (work.max_blocks / 8 + 4) > kMaxBitmapBytes) {
-    return plan;
-  }
-  plan.min_rows = work.min_rows;
-  plan.num_tiles = work.num_tiles;
-  plan.num_blocks = work.num_blocks;
-  plan.max_blocks = work.max_blocks;
   const int64_t row_bytes = int64_t{slots} * heads * (2 * args.v_head_dim + 4);  // of a kv head
-  const int64_t rows = std::min<int64_t>(
-      {std::max<int64_t>(kMinPassRows, int64_t{kListRows} * work.max_blocks / slots),
-       args.num_rows, static_cast<int64_t>(kSparsePartialBytes / 2) / row_bytes});
-  plan.num_passes = CeilDiv(args.num_rows, rows);
-  plan.pass_rows = CeilDiv(args.num_rows, plan.num_passes);
-  plan.num_parts = plan.num_passes * args.num_kv_heads;
-  const int64_t part_pairs = int64_t{plan.pass_rows} * slots;
-  plan.part_items = static_cast<int>(std::min<int64_t>(work.num_blocks, part_pairs) +
-                                     part_pairs / (ByBlockTokens(heads) * kMaxItemTiles) + 1);
+  return std::min<int64_t>(
+      {std::max<int64_t>(kMinPassRows, int64_t{kListRows} * max_blocks / slots), args.num_rows,
+       static_cast<int64_t>(kSparsePartialBytes / 2) / row_bytes});
+}
 
+// Sets plan.part_items and the addresses, from the sizes; the bytes.
+size_t Place(const WindowSparseArgs& args, char* workspace, ByBlockPlan& plan) {
+  const int slots = args.selected_blocks;
+  const int heads = args.num_heads / args.num_kv_heads;
+  const int64_t part_pairs = int64_t{plan.pass_rows} * slots;
+  plan.part_items = static_cast<int>(std::min<int64_t>(plan.num_blocks, part_pairs) +
+                                     part_pairs / (ByBlockTokens(heads) * kMaxItemTiles) + 1);
   size_t used = 0;
   const auto place = [&](auto*& array, int64_t count) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(workspace + used);
@@ -286,8 +278,44 @@ ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWor
   place(plan.num_items, parts);
   place(plan.partial_lse, 2 * part_pairs * heads);
   place(plan.partial, 2 * part_pairs * heads * args.v_head_dim);
-  *bytes = used;
+  return used;
+}
+
+}  // namespace
+
+ByBlockPlan MakeByBlockPlan(const WindowSparseArgs& args, const SparsePrefillWork& work,
+                            char* workspace, size_t* bytes) {
+  *bytes = 0;
+  ByBlockPlan plan;
+  plan.tile_tokens = WindowSparsePrefillTileTokens(args);
+  if (args.selection == nullptr || args.selected_blocks == 0 || work.num_rows < kMinRows ||
+      !MayPay(args, work.max_blocks) ||
+      work.num_blocks > int64_t{work.num_rows} * args.selected_blocks / 2 ||
+      kPlanWarps * (work.max_blocks / 8 + 4) > kMaxBitmapBytes) {
+    return plan;
+  }
+  plan.min_rows = work.min_rows;
+  plan.num_tiles = work.num_tiles;
+  plan.num_blocks = work.num_blocks;
+  plan.max_blocks = work.max_blocks;
+  plan.num_passes = CeilDiv(args.num_rows, PassRows(args, work.max_blocks));
+  plan.pass_rows = CeilDiv(args.num_rows, plan.num_passes);
+  plan.num_parts = plan.num_passes * args.num_kv_heads;
+  *bytes = Place(args, workspace, plan);
   return plan;
+}
+
+// Every size at its own largest: the number of passes where contexts are short, the rows of a pass
+// where they are long.
+size_t MostByBlockBytes(const WindowSparseArgs& args, int max_blocks) {
+  if (args.selected_blocks == 0 || args.num_rows < kMinRows || !MayPay(args, max_blocks)) return 0;
+  ByBlockPlan plan;
+  plan.num_blocks =
+      static_cast<int>(std::min(int64_t{args.num_seqs} * max_blocks,
+                                int64_t{args.num_rows} * args.selected_blocks / 2));
+  plan.pass_rows = static_cast<int>(PassRows(args, max_blocks));
+  plan.num_parts = CeilDiv(args.num_rows, PassRows(args, 0)) * args.num_kv_heads;
+  return Place(args, nullptr, plan);
 }
 
 cudaError_t LaunchByBlockPlan(const WindowSparseArgs& args, const ByBlockPlan& plan,

@@ -100,6 +100,9 @@ struct SparsePrefillWork {
 inline constexpr size_t kSparsePartialBytes = size_t{1} << 29;
 size_t WindowSparsePrefillWorkspaceBytes(const WindowSparseArgs& args,
                                          const SparsePrefillWork& work);
+// The most that calls need of up to args.num_rows rows, args.num_seqs sequences and max_blocks
+// blocks of a sequence's context. Of args these, the heads, their sizes and selected_blocks count.
+size_t WindowSparsePrefillMostWorkspaceBytes(const WindowSparseArgs& args, int max_blocks);
 // Their rows. workspace: as large as said, 256-byte aligned; null: tiles only, whatever they cost.
 cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, const SparsePrefillWork& work,
                                       char* workspace, int num_sms, cudaStream_t stream);

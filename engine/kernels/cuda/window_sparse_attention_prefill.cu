@@ -129,13 +129,17 @@ bool Aligned(const void* pointer, int64_t stride) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
 }
 
-}  // namespace
-
-bool WindowSparsePrefillSupports(const WindowSparseArgs& args) {
+bool SupportsHeads(const WindowSparseArgs& args) {
   const int d = args.head_dim;
   const int v = args.v_head_dim;
   const bool dims = (d == 64 && v == 64) || (d == 128 && v == 128) || (d == 192 && v == 128);
-  return dims && args.scale > 0.0f && args.num_heads / args.num_kv_heads <= kTileRows &&
+  return dims && args.num_heads / args.num_kv_heads <= kTileRows;
+}
+
+}  // namespace
+
+bool WindowSparsePrefillSupports(const WindowSparseArgs& args) {
+  return SupportsHeads(args) && args.scale > 0.0f &&
          Aligned(args.q.data, args.q.stride) && Aligned(args.step_k.data, args.step_k.stride) &&
          Aligned(args.step_v.data, args.step_v.stride) && Aligned(args.ring, 0) &&
          reinterpret_cast<uintptr_t>(args.out) % 4 == 0 && args.out_stride % 2 == 0 &&
@@ -153,6 +157,10 @@ size_t WindowSparsePrefillWorkspaceBytes(const WindowSparseArgs& args,
   size_t bytes = 0;
   MakeByBlockPlan(args, work, nullptr, &bytes);
   return bytes;
+}
+
+size_t WindowSparsePrefillMostWorkspaceBytes(const WindowSparseArgs& args, int max_blocks) {
+  return SupportsHeads(args) ? MostByBlockBytes(args, max_blocks) : 0;
 }
 
 cudaError_t LaunchWindowSparsePrefill(const WindowSparseArgs& args, const SparsePrefillWork& work,

@@ -5,6 +5,7 @@
 #include "engine/model/presets.h"
 #include "engine/tensor/cuda_device.h"
 #include "tests/engine/model/model_runner.h"
+#include "tests/engine/model/steps_within.h"
 
 namespace hyserve::model {
 namespace {
@@ -14,24 +15,6 @@ using tensor::DType;
 
 int64_t NumReplays(ModelRunner& runner) {
   return static_cast<const tensor::CudaDevice&>(runner.device()).recordings().num_replays();
-}
-
-// Experts, and heads of unlike sizes.
-ModelConfig Experts() {
-  ModelConfig config = *Preset("tiny");
-  config.full = {.num_heads = 8,
-                 .num_kv_heads = 2,
-                 .head_dim = 192,
-                 .v_head_dim = 128,
-                 .rotary_dim = 64,
-                 .rope_theta = config.full.rope_theta};
-  config.sliding = config.full;
-  for (int i = 1; i < config.num_layers(); ++i) config.layers[i].is_moe = true;
-  config.num_experts = 16;
-  config.experts_per_token = 3;
-  config.moe_intermediate_size = 64;
-  config.router_correction_bias = true;
-  return config;
 }
 
 struct ReplayCase {
@@ -137,7 +120,7 @@ TEST_P(ReplayTest, MemoryThatMovesIsNotUsedAgain) {
 INSTANTIATE_TEST_SUITE_P(Nets, ReplayTest,
                          ::testing::Values(ReplayCase{"dense", *Preset("tiny")},
                                            ReplayCase{"demo", *Preset("demo")},
-                                           ReplayCase{"experts", Experts()}),
+                                           ReplayCase{"experts", TinyExperts()}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

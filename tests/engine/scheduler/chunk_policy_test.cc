@@ -69,5 +69,12 @@ TEST(ChunkPolicyTest, PropertiesHoldForRandomWork) {
   }
 }
 
+TEST(MostRowsPerStepTest, AChunkAloneOrASmallerOneBesideTheOthers) {
+  EXPECT_EQ(MostRowsPerStep(/*chunk_tokens=*/8192, /*max_sequences=*/64), 8192);
+  EXPECT_EQ(MostRowsPerStep(1024, 1000), 256 + 999);
+  EXPECT_EQ(MostRowsPerStep(64, 1), 64);
+  EXPECT_EQ(MostRowsPerStep(64, 32), 64 + 31) << "a chunk of one block is not made smaller";
+}
+
 }  // namespace
 }  // namespace hyserve::scheduler

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/kv_cache/kv_layout.h"
+#include "engine/scheduler/chunk_policy.h"
 #include "engine/scheduler/scheduler.h"
 
 namespace hyserve::scheduler {
@@ -26,7 +27,8 @@ uint64_t Mix(uint64_t hash, uint64_t value) {
 
 class Simulation {
  public:
-  Simulation(uint32_t seed, bool windows) : random_(seed), windows_(windows) {
+  Simulation(uint32_t seed, bool windows)
+      : random_(seed), windows_(windows), chunk_tokens_(64 * (1 + seed % 4)) {
     SchedulerOptions options;
     options.num_blocks = kBlocks;
     options.num_slabs = windows ? kSequences + kSnapshots : 0;
@@ -34,7 +36,7 @@ class Simulation {
     options.max_sequences = kSequences;
     options.max_queue = 8;
     options.max_context_tokens = 900;
-    options.chunk_tokens = 64 * (1 + seed % 4);
+    options.chunk_tokens = chunk_tokens_;
     options.snapshot_interval_tokens = seed % 3 * 128;
     options.snapshot_slabs = kSnapshots;
     options.eos_token_ids = {kEos};
@@ -149,7 +151,9 @@ class Simulation {
   void Advance() {
     const StepPlan plan = scheduler_->PlanStep(now_);
     PassOn();
-    ASSERT_LE(plan.prompt_tokens, 256);
+    ASSERT_LE(plan.prompt_tokens, chunk_tokens_);
+    ASSERT_LE(plan.prompt_tokens + plan.decode_tokens,
+              MostRowsPerStep(chunk_tokens_, kSequences));
     std::vector<RowOutcome> outcomes(plan.rows.size());
     std::set<SequenceId> in_step;
     for (size_t i = 0; i < plan.rows.size(); ++i) {
@@ -179,6 +183,7 @@ class Simulation {
 
   std::mt19937 random_;
   const bool windows_;
+  const int32_t chunk_tokens_;
   absl::Time now_ = absl::UnixEpoch();
   SequenceId next_id_ = 1;
   std::unique_ptr<Scheduler> scheduler_;
