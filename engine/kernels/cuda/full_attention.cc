@@ -123,13 +123,13 @@ class SplitAttention {
     args_.first_sequence = sequence;
     args_.num_sequences = 1;
     args_.window_rows = rows;
-    args_.window_begin = 0;
     while (true) {
-      const SplitSize size = SizeOfWindow(sequence);
-      if (Fits(size) || args_.window_rows == 1) break;
+      args_.window_begin = rows - args_.window_rows;  // the last window sees the most pages
+      if (Fits(SizeOfWindow(sequence)) || args_.window_rows == 1) break;
       args_.window_rows = (args_.window_rows + 1) / 2;
     }
-    for (; args_.window_begin < rows; args_.window_begin += args_.window_rows) {
+    for (args_.window_begin = 0; args_.window_begin < rows;
+         args_.window_begin += args_.window_rows) {
       if (absl::Status status = Launch(SizeOfWindow(sequence)); !status.ok()) return status;
     }
     return absl::OkStatus();
