@@ -1,489 +1,328 @@
 // Where the running count, or sum of weights, of a row's tokens, best first, passes a number.
 //
-// The tokens are counted into bins by logit, and the bin in which the sum passes is found. If it has
-// few tokens they are listed and sorted; else its range of keys is cut into bins again. All sums are
-// of integers. All blocks of the cluster take part; block 0, the leader, decides and has the result.
+// The bin is found in which it passes. If that has few tokens, they are listed in the leader and
+// sorted; else its range of keys is cut into bins again. All sums are of integers. All blocks of the
+// cluster take part: the leader decides, tells the others by orders, and has the result.
 #ifndef HYSERVE_ENGINE_KERNELS_CUDA_SAMPLE_SEARCH_CUH_
 #define HYSERVE_ENGINE_KERNELS_CUDA_SAMPLE_SEARCH_CUH_
 
 #include <cstdint>
 
+#include "engine/kernels/cuda/sample_bins.cuh"
 #include "engine/kernels/cuda/sample_cluster.cuh"
 #include "engine/kernels/cuda/sample_weights.cuh"
 
 namespace hyserve::kernels::cuda {
 
-inline constexpr int kBins = 1024;
-inline constexpr int kRefinedBins = 512;
-inline constexpr int kListed = 1024;  // tokens that can be listed
-inline constexpr int kBinWords = 4;   // three parts of the sum of weights, and the count
-
-// Tokens with keys in [low, high] of bins in [first_bin, last_bin].
-struct TokenFilter {
-  uint64_t low;
-  uint64_t high;
-  int first_bin;
-  int last_bin;
-};
-
-// What the leader has all blocks do next.
-struct SearchOrder {
-  enum class Step : int { kNothing, kList, kRefine };
-  Step step;
-  bool from_top;  // kList: no better token is left out
-  TokenFilter filter;
-  int shift;  // kRefine: bits of keys per bin
-};
-
-// A token, and the sums of the tokens up to it and with it.
-struct TokenCut {
-  uint64_t key;
-  uint64_t weight;
-  uint64_t count;
-};
-
-struct alignas(16) SearchShared {
-  union {
-    uint32_t words[kBins * kBinWords];
-    struct {
-      uint32_t refined_words[kRefinedBins * kBinWords];
-      uint64_t refined_weight[kRefinedBins];
-      uint32_t refined_count[kRefinedBins];
-    };
-    struct {
-      uint64_t listed[kListed];  // by this block; then, in the leader, running sums of weights
-      uint64_t sorted[kListed];  // of all blocks
-    };
-  };
-  // In the leader: running sums over the bins.
-  uint64_t weight[kBins];
-  uint32_t count[kBins];
-
-  SearchOrder order;
-  int num_listed;
-  // The leader's.
-  int crossing_bin;
-  TokenCut cut;
-  uint64_t warp_weight[kSampleWarps];
-  uint32_t warp_count[kSampleWarps];
-};
-
-// A block's (weight, count) of all its threads up to this one and with it.
-__device__ __forceinline__ void BlockInclusiveSums(uint64_t& weight, uint32_t& count,
-                                                   SearchShared& shared) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  weight = WarpInclusiveSum(weight);
-  count = WarpInclusiveSum(count);
-  __syncthreads();  // who still reads the last ones
-  if (lane == 31) {
-    shared.warp_weight[warp] = weight;
-    shared.warp_count[warp] = count;
-  }
-  __syncthreads();
-  const bool before = lane < warp;
-  weight += WarpSum(before ? shared.warp_weight[lane % kSampleWarps] : uint64_t{0});
-  count += WarpSum(before ? shared.warp_count[lane % kSampleWarps] : 0u);
-}
-
-template <int kRanks, bool kStaged>
+template <typename Group, bool kStaged>
 class Search {
  public:
-  using Group = Cluster<kRanks>;
+  static constexpr int kListed = SearchShared<Group>::kListed;
 
-  // part_bits: so many bits of a weight go to a word of a bin.
-  __device__ Search(const Slice<kStaged>& slice, int num_cols, int part_bits, SearchShared& shared)
-      : slice_(slice),
-        shared_(shared),
-        last_id_(static_cast<uint32_t>(num_cols - 1)),
-        part_bits_(part_bits),
-        leader_(Group::Rank() == 0) {}
+  __device__ Search(Bins<Group, kStaged>& bins, const Weights& weights,
+                    SearchShared<Group>& shared)
+      : bins_(bins), weights_(weights), shared_(shared), leader_(Group::Rank() == 0) {}
 
   __device__ __forceinline__ bool leader() const { return leader_; }
 
-  // Counts the tokens of at least `lowest` into bins over the logits [max - range, max], those
-  // below into the last; with kWeights sums their weights too, and gives this thread's sum of the
-  // weights of at least `bound`.
-  template <bool kWeights>
-  __device__ uint64_t Count(float max, double range, float lowest, const Weights& weights,
-                            uint64_t bound) {
-    max_ = max;
-    lowest_ = lowest;
-    scale_ = range > 0 ? static_cast<float>(fmin(kBins / range, 3e38)) : 0.0f;
+  // What Find looks into: the bins as they were counted, with a barrier after.
+  enum class Counted { kOnes, kAll, kWeights };
+  __device__ void SetCounted(Counted counted) {
+    Sync();
+    counted_ = counted;
     num_listed_ = 0;
-    ClearWords(kBins);
-    uint64_t bounded = 0;
-    slice_.ForEach([&](float logit, int id) {
-      const uint64_t weight = kWeights ? weights.Of(logit) : 0;
-      if (weight >= bound) bounded += weight;
-      if (logit >= lowest_) Add<kWeights>(BinOf(logit), weight);
-    });
-    Group::Sync();
-    Merge(kBins, shared_.words, shared_.weight, shared_.count);
-    return bounded;
+    if (!leader_) return;
+    if (counted == Counted::kWeights) {
+      bins_.SumWeights(weights_);
+    } else {
+      bins_.SumCounts();
+    }
   }
-  // After Count and a Sync. In the leader.
-  __device__ void SumBins() { RunningSums<kBins>(shared_.weight, shared_.count); }
+  // In the leader.
   __device__ uint64_t TotalWeight() const { return shared_.weight[kBins - 1]; }
-  __device__ uint32_t TotalCount() const { return shared_.count[kBins - 1]; }
 
-  // The first token with which the sum is more than target; target < the sum of all. The leader
-  // gives the target and gets the token. With from_top all tokens up to it are listed after.
+  // The first token with which the sum is more than target. By weight the target is less than the
+  // sum of all; by count it may be more: then the last token. With from_top all tokens up to it are
+  // listed after. The leader gives the target and gets the token.
+  //
+  // Counted::kOnes is for counts from the top: among one token of every thread, `target` are as good
+  // as the bin where their count passes it, so that the token is in that bin or a better one.
   template <bool kByWeight>
-  __device__ TokenCut Find(uint64_t target, bool from_top, const Weights& weights) {
-    uint64_t base_weight = 0;
-    uint32_t base_count = 0;
-    SearchOrder order = {};
-    for (bool first = true;; first = false) {
+  __device__ TokenCut Find(uint64_t target, bool from_top) {
+    at_ = {};
+    for (;;) {
+      SearchOrder order;
       if (leader_) {
-        if (Covers<kByWeight>(target)) {
-          order.step = SearchOrder::Step::kNothing;
-          if (from_top && !from_top_) {
-            order = {SearchOrder::Step::kList, true,
-                     {LookUp<kByWeight>(target).key, ~uint64_t{0}, 0, kBins - 1}, 0};
-            base_weight = base_count = 0;
-          }
-        } else if (first) {
-          order = Narrow<kByWeight, kBins>(target, shared_.weight, shared_.count, order,
-                                           base_weight, base_count);
-        } else {
-          order = Narrow<kByWeight, kRefinedBins>(target, shared_.refined_weight,
-                                                  shared_.refined_count, order, base_weight,
-                                                  base_count);
+        order = Next<kByWeight>(target, from_top);
+        Settle();
+        if (threadIdx.x < Group::kRanks) {
+          *Group::Of(static_cast<int>(threadIdx.x), &shared_.orders[turn_]) = order;
         }
-        __syncthreads();
-        if (threadIdx.x < kRanks) {
-          *Group::Of(static_cast<int>(threadIdx.x), &shared_.order) = order;
+        if (threadIdx.x == 0) shared_.num_listed = 0;
+        Group::Arrive();
+        if (order.step == SearchOrder::Step::kNothing) {
+          pending_ = true;
+          turn_ ^= 1;
+          return LookUp<kByWeight>(target);
         }
-      }
-      Group::Sync();
-      const SearchOrder now = shared_.order;
-      if (now.step == SearchOrder::Step::kNothing) break;
-      if (now.step == SearchOrder::Step::kList) {
-        List(now, weights, base_weight, base_count);
-        if (now.from_top || !from_top) break;
+        Group::Wait();
       } else {
-        Refine(now, weights);
+        Group::Sync();
+        order = shared_.orders[turn_];
+      }
+      turn_ ^= 1;
+      switch (order.step) {
+        case SearchOrder::Step::kNothing:
+          return {};
+        case SearchOrder::Step::kList:
+          List(order);
+          break;
+        case SearchOrder::Step::kRefine:
+          bins_.Refine(order.filter, order.shift, weights_);
+          Group::Sync();
+          if (leader_) bins_.SumRefined();
+          break;
+        case SearchOrder::Step::kCountAll:
+          bins_.CountAll();
+          Group::Sync();
+          if (leader_) bins_.SumCounts();
+          break;
       }
     }
-    return leader_ ? LookUp<kByWeight>(target) : TokenCut{};
   }
 
-  // In the leader: of what is listed from the best on.
+  // In the leader: of what is listed.
   template <bool kByWeight>
   __device__ TokenCut LookUp(uint64_t target) {
-    const uint64_t* running = shared_.listed;
+    const int thread = threadIdx.x;
     if constexpr (kByWeight) {
+      const uint64_t wanted = target - list_weight_;
       __syncthreads();
-      for (int i = threadIdx.x; i < num_listed_; i += kSampleThreads) {
-        const uint64_t before = i == 0 ? 0 : running[i - 1];
-        const uint64_t wanted = target - base_weight_;
-        if (before <= wanted && wanted < running[i]) {
-          shared_.cut = {shared_.sorted[i], base_weight_ + running[i], base_count_ + i + 1};
+      if (thread < num_listed_) {
+        const uint64_t before = thread == 0 ? 0 : shared_.running[thread - 1];
+        const uint64_t through = shared_.running[thread];
+        if (before <= wanted && wanted < through) {
+          shared_.cut = {shared_.listed[thread], list_weight_ + through,
+                         list_count_ + static_cast<uint64_t>(thread) + 1};
         }
       }
       __syncthreads();
       return shared_.cut;
     } else {
-      const auto i = static_cast<int>(target - base_count_);
-      return {shared_.sorted[i], base_weight_ + running[i], target + 1};
+      const int i = min(static_cast<int>(target - list_count_), num_listed_ - 1);
+      return {shared_.listed[i], list_weight_ + shared_.running[i],
+              list_count_ + static_cast<uint64_t>(i) + 1};
     }
   }
   __device__ int num_listed() const { return num_listed_; }
-  __device__ uint64_t Listed(int i) const { return shared_.sorted[i]; }
+  __device__ uint64_t Listed(int i) const { return shared_.listed[i]; }
+
+  // A barrier of the cluster.
+  __device__ void Sync() {
+    Settle();
+    Group::Sync();
+  }
+  // Once after the last use: the leader may still owe half a barrier.
+  __device__ void Settle() {
+    if (pending_) Group::Wait();
+    pending_ = false;
+  }
 
  private:
-  __device__ __forceinline__ int BinOf(float logit) const {
-    return static_cast<int>(fminf((max_ - logit) * scale_, kBins - 1.0f));
-  }
-  // Of 32 neighbouring bins the same word lies in 32 banks.
-  static __device__ __forceinline__ int Word(int bin, int word) {
-    return bin * kBinWords + ((word + bin / 8) % kBinWords);
-  }
-  __device__ __forceinline__ void ClearWords(int num_bins) {
-    __syncthreads();
-    for (int bin = threadIdx.x; bin < num_bins; bin += kSampleThreads) {
-      reinterpret_cast<uint4*>(shared_.words)[bin] = {0, 0, 0, 0};
+  // Where the search is, in the leader: at the bin, or what was cut from it, in which the sum
+  // passes the target.
+  struct Place {
+    bool refined = false;     // the refined bins are those of the filter
+    bool overflowed = false;  // too many to list
+    TokenFilter filter = {};
+    uint64_t weight = 0;  // sums in front
+    uint64_t count = 0;
+    int shift = 0;
+  };
+
+  // What to do next; kNothing when the token is listed. In the leader.
+  template <bool kByWeight>
+  __device__ SearchOrder Next(uint64_t& target, bool from_top) {
+    using Step = SearchOrder::Step;
+    if (Covers<kByWeight>(target)) {
+      if (!from_top || list_from_top_) return {};
+      const TokenFilter filter = {LookUp<kByWeight>(target).key, ~uint64_t{0}, 0, kBins - 1};
+      at_.weight = at_.count = 0;
+      return {Step::kList, true, filter, 0};
     }
-    __syncthreads();
-  }
-  template <bool kWeights>
-  __device__ __forceinline__ void Add(int bin, uint64_t weight) {
-    atomicAdd(&shared_.words[Word(bin, 3)], 1u);
-    if constexpr (kWeights) {
-      const uint32_t mask = (1u << part_bits_) - 1;
-      const auto low = static_cast<uint32_t>(weight) & mask;
-      const auto middle = static_cast<uint32_t>(weight >> part_bits_) & mask;
-      const auto high = static_cast<uint32_t>(weight >> (2 * part_bits_));
-      if (low != 0) atomicAdd(&shared_.words[Word(bin, 0)], low);
-      if (middle != 0) atomicAdd(&shared_.words[Word(bin, 1)], middle);
-      if (high != 0) atomicAdd(&shared_.words[Word(bin, 2)], high);
-    }
-  }
-  // Each block adds up a part of the bins and gives the leader the sums.
-  __device__ void Merge(int num_bins, const uint32_t* words, uint64_t* weights, uint32_t* counts) {
-    const int bins_per_rank = num_bins / kRanks;
-    for (int i = threadIdx.x; i < bins_per_rank; i += kSampleThreads) {
-      const int bin = Group::Rank() * bins_per_rank + i;
-      uint64_t weight = 0;
-      uint32_t count = 0;
-#pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        const uint32_t* theirs = Group::Of(rank, words);
-        const uint4 four = reinterpret_cast<const uint4*>(theirs)[bin];
-        const uint32_t sums[kBinWords] = {four.x, four.y, four.z, four.w};
-        const int turn = bin / 8;
-        uint32_t in_order[kBinWords];
-#pragma unroll
-        for (int word = 0; word < kBinWords; ++word) {
-          const int at = (word + turn) % kBinWords;
-          in_order[word] = at == 0 ? sums[0] : at == 1 ? sums[1] : at == 2 ? sums[2] : sums[3];
-        }
-        weight += in_order[0] + (static_cast<uint64_t>(in_order[1]) << part_bits_) +
-                  (static_cast<uint64_t>(in_order[2]) << (2 * part_bits_));
-        count += in_order[3];
+    if (at_.overflowed && counted_ != Counted::kOnes) return RefineOrder();
+    if (!kByWeight && !at_.refined) {
+      const uint32_t total = shared_.count[kBins - 1];
+      if (counted_ == Counted::kOnes && (at_.overflowed || total <= target)) {
+        counted_ = Counted::kAll;
+        at_ = {};
+        return {Step::kCountAll, false, {}, 0};
       }
-      Group::Of(0, weights)[bin] = weight;
-      Group::Of(0, counts)[bin] = count;
+      if (target >= total) target = total - 1;
     }
-  }
-  template <int kNumBins>
-  __device__ void RunningSums(uint64_t* weights, uint32_t* counts) {
-    constexpr int kEach = kNumBins / kSampleThreads;
-    const int first = static_cast<int>(threadIdx.x) * kEach;
-    uint64_t weight = 0;
-    uint32_t count = 0;
-    uint64_t own_weight[kEach];
-    uint32_t own_count[kEach];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      own_weight[i] = weight += weights[first + i];
-      own_count[i] = count += counts[first + i];
-    }
-    uint64_t before_weight = weight;
-    uint32_t before_count = count;
-    BlockInclusiveSums(before_weight, before_count, shared_);
-    before_weight -= weight;
-    before_count -= count;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      weights[first + i] = before_weight + own_weight[i];
-      counts[first + i] = before_count + own_count[i];
-    }
-    __syncthreads();
+    return at_.refined
+               ? Narrow<kByWeight, kRefinedBins>(target, shared_.refined_weight,
+                                                 shared_.refined_count)
+               : Narrow<kByWeight, kBins>(target, shared_.weight, shared_.count);
   }
 
   template <bool kByWeight>
   __device__ bool Covers(uint64_t target) const {
     if (num_listed_ == 0) return false;
     if constexpr (kByWeight) {
-      return target >= base_weight_ && target - base_weight_ < shared_.listed[num_listed_ - 1];
+      return target >= list_weight_ && target - list_weight_ < shared_.running[num_listed_ - 1];
     } else {
-      return target >= base_count_ && target - base_count_ < num_listed_;
+      if (counted_ == Counted::kOnes) return true;
+      return target >= list_count_ && target - list_count_ < num_listed_;
     }
   }
 
-  // In the leader: from running sums over the bins, which begin at the base, the next step towards
-  // the target. The base becomes that of the step. last: the order that led to these bins.
   template <bool kByWeight, int kNumBins>
-  __device__ SearchOrder Narrow(uint64_t target, const uint64_t* weights, const uint32_t* counts,
-                                const SearchOrder& last, uint64_t& base_weight,
-                                uint32_t& base_count) {
+  __device__ SearchOrder Narrow(uint64_t target, const uint64_t* weights, const uint32_t* counts) {
     constexpr bool kFirst = kNumBins == kBins;
-    for (int bin = threadIdx.x; bin < kNumBins; bin += kSampleThreads) {
-      const uint64_t wanted = target - (kByWeight ? base_weight : uint64_t{base_count});
-      const uint64_t before =
-          bin == 0 ? 0 : kByWeight ? weights[bin - 1] : uint64_t{counts[bin - 1]};
+    const uint64_t wanted = target - (kByWeight ? at_.weight : at_.count);
+    for (int bin = threadIdx.x; bin < kNumBins; bin += Group::kThreads) {
+      const int last = max(0, bin - 1);
+      uint64_t before = kByWeight ? weights[last] : uint64_t{counts[last]};
+      if (bin == 0) before = 0;
       const uint64_t through = kByWeight ? weights[bin] : uint64_t{counts[bin]};
       if (before <= wanted && wanted < through) shared_.crossing_bin = bin;
     }
     __syncthreads();
     const int bin = shared_.crossing_bin;
-    SearchOrder order = {};
-    if (kFirst && counts[bin] <= kListed) {
-      order.step = SearchOrder::Step::kList;
-      order.from_top = true;
-      order.filter = {LowKey(lowest_), ~uint64_t{0}, 0, bin};
-      return order;
-    }
+    const uint32_t through_count = counts[bin];
     const uint32_t before_count = bin == 0 ? 0 : counts[bin - 1];
-    base_weight += bin == 0 ? 0 : weights[bin - 1];
-    base_count += before_count;
+    at_.weight += bin == 0 ? 0 : weights[bin - 1];
+    at_.count += before_count;
     if constexpr (kFirst) {
-      order.filter = FilterOf(bin);
-    } else {
-      order.filter = last.filter;
-      order.filter.high = last.filter.high - (static_cast<uint64_t>(bin) << last.shift);
-      const uint64_t width = uint64_t{1} << last.shift;
-      if (order.filter.high - last.filter.low >= width) {
-        order.filter.low = order.filter.high - width + 1;
+      at_.filter = bins_.FilterOf(bin);
+      if (through_count <= kListed || counted_ == Counted::kOnes) {
+        return {SearchOrder::Step::kList, true, {bins_.LowestKey(), ~uint64_t{0}, 0, bin}, 0};
       }
-    }
-    if (counts[bin] - before_count <= kListed) {
-      order.step = SearchOrder::Step::kList;
     } else {
-      order.step = SearchOrder::Step::kRefine;
-      constexpr int kRefinedBits = 9;
-      const int bits = 64 - __clzll(static_cast<long long>(order.filter.high - order.filter.low));
-      order.shift = max(0, bits - kRefinedBits);
+      const uint64_t lowest = at_.filter.low;
+      at_.filter.high -= static_cast<uint64_t>(bin) << at_.shift;
+      const uint64_t width = uint64_t{1} << at_.shift;
+      if (at_.filter.high - lowest >= width) at_.filter.low = at_.filter.high - width + 1;
     }
-    return order;
+    if (through_count - before_count <= kListed) {
+      return {SearchOrder::Step::kList, false, at_.filter, 0};
+    }
+    return RefineOrder();
   }
-
-  __device__ uint64_t LowKey(float logit) const {
-    return (static_cast<uint64_t>(OrderedKey(logit)) << 32) | ~last_id_;
-  }
-  // Keys that the tokens of the bin, and of others at its edges, have.
-  __device__ TokenFilter FilterOf(int bin) const {
-    constexpr double kRounding = 1e-6;
-    TokenFilter filter = {LowKey(lowest_), ~uint64_t{0}, bin, bin};
-    const double high = scale_ == 0 ? max_ : max_ - bin * (1 - kRounding) / scale_;
-    const double low = scale_ == 0 ? max_ : max_ - (bin + 1) * (1 + kRounding) / scale_;
-    filter.high =
-        (static_cast<uint64_t>(OrderedKey(fminf(__double2float_ru(high), max_))) << 32) |
-        0xffffffffu;
-    if (bin < kBins - 1) filter.low = LowKey(fmaxf(__double2float_rd(low), lowest_));
-    return filter;
-  }
-
-  __device__ __forceinline__ bool Passes(const TokenFilter& filter, uint64_t key,
-                                         float logit) const {
-    if (key < filter.low || key > filter.high) return false;
-    const int bin = BinOf(logit);
-    return bin >= filter.first_bin && bin <= filter.last_bin;
-  }
-
-  __device__ void Refine(const SearchOrder& order, const Weights& weights) {
+  __device__ SearchOrder RefineOrder() {
+    constexpr int kRefinedBits = 8;
+    static_assert(kRefinedBins == 1 << kRefinedBits);
+    const int bits = 64 - __clzll(static_cast<long long>(at_.filter.high - at_.filter.low));
+    at_.shift = max(0, bits - kRefinedBits);
+    at_.refined = true;
+    at_.overflowed = false;
     num_listed_ = 0;
-    ClearWords(kRefinedBins);
-    slice_.ForEach([&](float logit, int id) {
-      const uint64_t weight = weights.Of(logit);
-      const uint64_t key = TokenKey(logit, id);
-      if (Passes(order.filter, key, logit)) {
-        Add<true>(static_cast<int>((order.filter.high - key) >> order.shift), weight);
-      }
-    });
-    Group::Sync();
-    Merge(kRefinedBins, shared_.refined_words, shared_.refined_weight, shared_.refined_count);
-    Group::Sync();
-    if (leader_) RunningSums<kRefinedBins>(shared_.refined_weight, shared_.refined_count);
+    return {SearchOrder::Step::kRefine, false, at_.filter, at_.shift};
   }
 
   // Lists the tokens that pass, in the leader, sorted and with running sums of their weights.
-  __device__ void List(const SearchOrder& order, const Weights& weights, uint64_t base_weight,
-                       uint32_t base_count) {
-    if (threadIdx.x == 0) shared_.num_listed = 0;
-    __syncthreads();
-    slice_.ForEach([&](float logit, int id) {
-      const uint64_t key = TokenKey(logit, id);
-      if (Passes(order.filter, key, logit)) {
-        const int i = atomicAdd(&shared_.num_listed, 1);
-        if (i < kListed) shared_.listed[i] = key;
-      }
-    });
+  __device__ void List(const SearchOrder& order) {
+    Collect(order.filter);
     Group::Sync();
-    int padded = 0;
-    if (leader_) {
-      padded = Collect();
-      from_top_ = order.from_top;
-      base_weight_ = base_weight;
-      base_count_ = base_count;
-    }
-    Group::Sync();  // the others may go on
     if (!leader_) return;
-    Sort(padded);
-    SumListed(weights);
-  }
-  // Fetches what all blocks listed, with zeros up to a power of two, which it gives.
-  __device__ int Collect() {
-    int end[kRanks];
-    int total = 0;
-#pragma unroll
-    for (int rank = 0; rank < kRanks; ++rank) {
-      end[rank] = total += *Group::Of(rank, &shared_.num_listed);
+    num_listed_ = shared_.num_listed;
+    __syncthreads();
+    if (num_listed_ > kListed) {
+      num_listed_ = 0;
+      at_.overflowed = true;
+      return;
     }
-    num_listed_ = min(total, kListed);
-    int padded = 64;
-    while (padded < num_listed_) padded *= 2;
-    for (int i = threadIdx.x; i < padded; i += kSampleThreads) {
-      uint64_t key = 0;
-      if (i < num_listed_) {
-        int rank = 0;
-        int begin = 0;
+    list_from_top_ = order.from_top;
+    list_weight_ = order.from_top ? 0 : at_.weight;
+    list_count_ = order.from_top ? 0 : at_.count;
+    SortListed();
+  }
+  // Stores the keys of this block's tokens in the leader.
+  __device__ void Collect(const TokenFilter& filter) {
+    constexpr int kVectors = 8;  // of a thread at a time: a bit for each logit
+    const Slice<Group, kStaged>& slice = bins_.slice();
+    const float lowest = TokenLogit(filter.low);
+    const int lane = threadIdx.x % 32;
+    for (int begin = 0; begin < slice.size(); begin += kVectors * Group::kThreads) {
+      uint32_t passing = 0;
 #pragma unroll
-        for (int other = 0; other < kRanks - 1; ++other) {
-          if (i >= end[other]) {
-            rank = other + 1;
-            begin = end[other];
+      for (int i = 0; i < kVectors; ++i) {
+        const int vector = begin + i * Group::kThreads + static_cast<int>(threadIdx.x);
+        const float4 x = slice.GetBefore(vector, slice.size());
+        const float logits[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (logits[j] >= lowest &&
+              bins_.Passes(filter, TokenKey(logits[j], slice.FirstId(vector) + j), logits[j])) {
+            passing |= 1u << (4 * i + j);
           }
         }
-        key = Group::Of(rank, shared_.listed)[i - begin];
       }
-      shared_.sorted[i] = key;
+      const uint32_t own = static_cast<uint32_t>(__popc(passing));
+      const uint32_t through = WarpInclusiveSum(own);
+      const uint32_t all = __shfl_sync(kAllLanes, through, 31);
+      if (all == 0) continue;
+      int place = 0;
+      if (lane == 0) place = atomicAdd(Group::Of(0, &shared_.num_listed), static_cast<int>(all));
+      place = __shfl_sync(kAllLanes, place, 0) + static_cast<int>(through - own);
+      uint64_t* listed = Group::Of(0, shared_.listed);
+      while (passing != 0) {
+        const int bit = __ffs(static_cast<int>(passing)) - 1;
+        passing &= passing - 1;
+        const int vector = begin + bit / 4 * Group::kThreads + static_cast<int>(threadIdx.x);
+        const float4 x = slice.Get(vector);
+        const float logit = bit % 4 == 0 ? x.x : bit % 4 == 1 ? x.y : bit % 4 == 2 ? x.z : x.w;
+        if (place < kListed) listed[place] = TokenKey(logit, slice.FirstId(vector) + bit % 4);
+        ++place;
+      }
     }
-    return padded;
   }
-  // Bitonic, largest first: size a power of two in [64, kListed]. Up to a distance of 32 a warp
-  // compares within 64 places of its own.
-  __device__ void Sort(int size) {
-    static_assert(kListed <= 2 * kSampleThreads);
+  // Bitonic, the best first: a thread has the key of its place. Then the running sums.
+  __device__ void SortListed() {
     const int thread = threadIdx.x;
+    int size = 32;
+    while (size < num_listed_) size *= 2;
+    uint64_t key = thread < num_listed_ ? shared_.listed[thread] : 0;
+    uint64_t* place = shared_.running;  // other than what is read, by turns
     __syncthreads();
     for (int run = 2; run <= size; run *= 2) {
       for (int distance = run / 2; distance > 0; distance /= 2) {
-        if (thread < size / 2) {
-          const int a = 2 * thread - (thread & (distance - 1));
-          const int b = a + distance;
-          const uint64_t first = shared_.sorted[a];
-          const uint64_t second = shared_.sorted[b];
-          if ((first < second) == ((a & run) == 0)) {
-            shared_.sorted[a] = second;
-            shared_.sorted[b] = first;
-          }
-        }
-        if (distance > 32 || (distance == 1 && run >= 64)) {
-          __syncthreads();
+        uint64_t other;
+        if (distance < 32) {
+          other = __shfl_xor_sync(kAllLanes, key, distance);
         } else {
-          __syncwarp();
+          place[thread] = key;
+          __syncthreads();
+          other = place[thread ^ distance];
+          place = place == shared_.running ? shared_.listed : shared_.running;
         }
+        const bool larger = ((thread & run) == 0) == ((thread & distance) == 0);
+        key = larger == (key < other) ? other : key;
       }
     }
-  }
-  __device__ void SumListed(const Weights& weights) {
-    constexpr int kEach = kListed / kSampleThreads;
-    const int first = static_cast<int>(threadIdx.x) * kEach;
-    uint64_t running[kEach];
-    uint64_t weight = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const bool is_listed = first + i < num_listed_;
-      const uint64_t own = weights.Of(is_listed ? TokenLogit(shared_.sorted[first + i]) : -INFINITY);
-      running[i] = weight += own;
-    }
-    uint64_t before = weight;
+    uint64_t weight =
+        weights_.Of(thread < num_listed_ ? TokenLogit(key) : -INFINITY);
     uint32_t none = 0;
-    BlockInclusiveSums(before, none, shared_);
-    before -= weight;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      if (first + i < num_listed_) shared_.listed[first + i] = before + running[i];
-    }
+    BlockInclusiveSums(weight, none, shared_);
+    shared_.listed[thread] = key;
+    shared_.running[thread] = weight;
     __syncthreads();
   }
 
-  const Slice<kStaged>& slice_;
-  SearchShared& shared_;
-  uint32_t last_id_;
-  int part_bits_;
+  Bins<Group, kStaged>& bins_;
+  const Weights& weights_;
+  SearchShared<Group>& shared_;
   bool leader_;
-  float max_ = 0;
-  float scale_ = 0;  // bins per unit of logit
-  float lowest_ = 0;
-  // The leader's, of its list.
+  bool pending_ = false;
+  int turn_ = 0;
+  // The leader's.
+  Counted counted_ = Counted::kAll;
+  Place at_;
   int num_listed_ = 0;
-  bool from_top_ = false;
-  uint64_t base_weight_ = 0;
-  uint32_t base_count_ = 0;
+  bool list_from_top_ = false;
+  uint64_t list_weight_ = 0;  // sums in front of the list
+  uint64_t list_count_ = 0;
 };
 
 }  // namespace hyserve::kernels::cuda

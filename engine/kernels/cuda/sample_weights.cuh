@@ -40,18 +40,25 @@ __device__ __forceinline__ float Sanitized(float logit) {
   return logit >= -FLT_MAX ? fminf(logit, FLT_MAX) : -INFINITY;
 }
 
-// The weights of one row at one temperature. 2^t for t <= 0 is 2^(k / 32) * 2^r, |r| <= 1/64; lane
-// i of a warp keeps 2^(i / 32). All lanes of the warp must call together.
+// 2^(i / 32) * 2^weight_bits in lane i.
+struct WeightRoots {
+  __device__ explicit WeightRoots(int weight_bits) {
+    const double root = exp2(static_cast<double>(threadIdx.x % 32) / 32);
+    high = __double2hiint(root) + (weight_bits << 20);
+    low = __double2loint(root);
+  }
+  int high;
+  int low;
+};
+
+// The weights of one row at one temperature. 2^t for t <= 0 is 2^(k / 32) * 2^r, |r| <= 1/64. All
+// lanes of a warp must call together.
 class Weights {
  public:
-  __device__ Weights(float max, float temperature, int weight_bits) : max_(max) {
-    const double spread = static_cast<double>(kNats) * temperature;
+  __device__ Weights(float max, float temperature, const WeightRoots& roots)
+      : max_(max), rate_(1.4426950408889634 / temperature), roots_(roots) {
     // Below it weights are less than half a unit.
-    cutoff_ = fmaxf(__double2float_rd(max_ - spread), -FLT_MAX);
-    rate_ = 1.4426950408889634 / temperature;
-    const double root = exp2(static_cast<double>(threadIdx.x % 32) / 32);
-    root_high_ = __double2hiint(root) + (weight_bits << 20);
-    root_low_ = __double2loint(root);
+    cutoff_ = fmaxf(__double2float_rd(max_ - kNats * temperature), -FLT_MAX);
   }
   // No logit below it has a weight.
   __device__ __forceinline__ float cutoff() const { return cutoff_; }
@@ -67,8 +74,8 @@ class Weights {
     power = fma(r, power, 0x1.ebfbdff82c58ep-3);
     power = fma(r, power, 0x1.62e42fefa39efp-1);
     power = fma(r, power, 1.0);
-    const int high = __shfl_sync(kAllLanes, root_high_, k & 31) + ((k >> 5) << 20);
-    const int low = __shfl_sync(kAllLanes, root_low_, k & 31);
+    const int high = __shfl_sync(kAllLanes, roots_.high, k & 31) + ((k >> 5) << 20);
+    const int low = __shfl_sync(kAllLanes, roots_.low, k & 31);
     // 2^52 more: the mantissa is the weight as an integer.
     const double shifted = fma(power, __hiloint2double(high, low), 0x1p52);
     const auto bits = static_cast<uint64_t>(__double_as_longlong(shifted));
@@ -76,14 +83,12 @@ class Weights {
   }
 
  private:
-  // exp(-32) < 2^-46.
-  static constexpr int kNats = 32;
+  static constexpr double kNats = 32;  // exp(-32) < 2^-46
 
   double max_;
   double rate_;  // log2(e) / temperature
   float cutoff_;
-  int root_high_;
-  int root_low_;
+  WeightRoots roots_;
 };
 
 }  // namespace hyserve::kernels::cuda
