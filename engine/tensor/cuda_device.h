@@ -62,7 +62,7 @@ class CudaDevice : public Device {
   // for kernels enqueued before the next call with the same slot. Grows by synchronising and
   // allocating anew, so ops ask for bounded sizes. RESOURCE_EXHAUSTED when it cannot grow.
   // kTickets is zero when it is allocated, and every op that uses it leaves it zero.
-  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kArgmax, kTickets, kNumSlots };
+  enum class WorkspaceSlot : uint8_t { kGemm, kMoe, kAttention, kTickets, kNumSlots };
   absl::StatusOr<std::byte*> Workspace(WorkspaceSlot slot, size_t bytes);
   // So that calls of Workspace for up to `bytes` do not allocate.
   absl::Status ReserveWorkspace(WorkspaceSlot slot, size_t bytes);
