@@ -12,7 +12,7 @@ int main(int argc, char** argv) {
       Args::Parse(std::vector<std::string>(argv + 1, argv + argc),
                   {.options = {"server", "requests", "rate", "concurrency", "prompt-tokens",
                                "shared-prefix-tokens", "max-tokens", "vocab-size", "seed",
-                               "channels", "timeout"}});
+                               "channels", "timeout", "temperature", "top-p"}});
   hyserve::benchmarks::LoadSpec spec;
   absl::Status status = args.status();
   const auto read = [&](const char* name, auto* out, int64_t min) {
@@ -35,13 +35,19 @@ int main(int argc, char** argv) {
   if (status.ok()) {
     const auto rate = args->GetDouble("rate", 0);
     const auto timeout = args->GetDouble("timeout", 600);
-    status = rate.ok() ? timeout.status() : rate.status();
+    const auto temperature = args->GetDouble("temperature", spec.temperature);
+    const auto top_p = args->GetDouble("top-p", spec.top_p);
+    for (const auto* number : {&rate, &timeout, &temperature, &top_p}) {
+      if (status.ok()) status = number->status();
+    }
     if (status.ok() && spec.vocab_size < 1) {
       status = absl::InvalidArgumentError("--vocab-size is needed");
     }
     if (status.ok()) {
       spec.requests_per_second = *rate;
       spec.timeout_seconds = *timeout;
+      spec.temperature = *temperature;
+      spec.top_p = *top_p;
       spec.server = args->Get("server", spec.server);
     }
   }

@@ -43,7 +43,9 @@ v1::GenerateRequest MakeRequest(const LoadSpec& spec, int index) {
   for (int i = 0; i < spec.prompt_tokens; ++i) {
     ids->Add(token(i < spec.shared_prefix_tokens ? shared : own));
   }
-  request.mutable_sampling()->set_temperature(0);
+  request.mutable_sampling()->set_temperature(static_cast<float>(spec.temperature));
+  request.mutable_sampling()->set_top_p(static_cast<float>(spec.top_p));
+  request.mutable_sampling()->set_seed(spec.seed + static_cast<uint64_t>(index));
   request.mutable_stopping()->set_max_tokens(spec.max_tokens);
   request.mutable_stopping()->set_ignore_eos(true);
   return request;

@@ -18,6 +18,8 @@ struct LoadSpec {
   int prompt_tokens = 128;
   int shared_prefix_tokens = 0;  // the first tokens are the same in every prompt
   int max_tokens = 16;
+  double temperature = 0;
+  double top_p = 1;
   int vocab_size = 0;  // token ids are drawn from [0, vocab_size)
   uint64_t seed = 1;
   int channels = 1;
