@@ -281,7 +281,8 @@ double PerftestBandwidth(const Flags& flags, size_t message_bytes, int in_flight
     of_server = "CUDA_VISIBLE_DEVICES=" + peer_gpu + "," + own_gpu + " ";
   }
   const std::string command = "( " + of_server + environment + test +
-                              " >/dev/null 2>&1 & server=$!; sleep 0.5; " + of_client + environment + test +
+                              " >/dev/null 2>&1 & server=$!; sleep 0.5; " + of_client +
+                              environment + test +
                               " 127.0.0.1 2>/dev/null; kill $server 2>/dev/null )";
   FILE* out = popen(command.c_str(), "r");
   if (out == nullptr) return 0;
